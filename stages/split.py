@@ -72,7 +72,9 @@ def main(
                 f"{prompts}: {len(rows)} prompts in {len(set(clusters))} clusters leave the {name} split empty; "
                 f"add rows, raise split.{name}_fraction or change split.salt"
             )
-    leaked = leaks(split_texts["train"], split_texts["validation"] + split_texts["test"], settings.near_duplicate_threshold)
+    leaked = leaks(
+        split_texts["train"], split_texts["validation"] + split_texts["test"], settings.near_duplicate_threshold
+    )
     if leaked:
         held_out = (members["validation"] + members["test"])[leaked[0][0]]
         twin = members["train"][leaked[0][1]]

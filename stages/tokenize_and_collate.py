@@ -51,7 +51,9 @@ def main(
 
     context = read_json(base_model / "config.json").get("max_position_embeddings")
     if context is not None and settings.max_seq_len > context:
-        raise UserError(f"{params}: collate.max_seq_len: {settings.max_seq_len} is beyond the model's context of {context}")
+        raise UserError(
+            f"{params}: collate.max_seq_len: {settings.max_seq_len} is beyond the model's context of {context}"
+        )
     tokenizer = Tokenizer(base_model)
     template = read_template_mark(splits / "train.parquet")
     counts, dropped = {}, []

@@ -61,7 +61,8 @@ TEMPLATES = {
             name="alpaca",
             with_input=f"{ALPACA_PREAMBLE}, paired with an input that provides further context. {ALPACA_REQUEST}\n\n"
             "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n",
-            without_input=f"{ALPACA_PREAMBLE}. {ALPACA_REQUEST}\n\n### Instruction:\n{{instruction}}\n\n### Response:\n",
+            without_input=f"{ALPACA_PREAMBLE}. {ALPACA_REQUEST}\n\n"
+            "### Instruction:\n{instruction}\n\n### Response:\n",
             end="",
         ),
         # microsoft/Phi-3-mini-4k-instruct, model card, "Chat Format".

@@ -2,14 +2,15 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
-import stages.model.quiet  # noqa: F401  (first, so that it counts)
 import torch
 from gguf import GGUFReader
 from safetensors import SafetensorError, safe_open
 from tokenizers import pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+import stages.model.quiet  # noqa: F401  (first, so that it counts)
 from stages.model.sources import HUB_FILES, weights_of
 from stages.pipeline.errors import UserError
 
@@ -25,7 +26,10 @@ def import_model(path: Path, target: Path) -> str | None:
     Raises:
         UserError: it cannot be read, holds no safetensors, or lacks a tokenizer.
     """
-    return _import_gguf(path, target) if path.suffix == ".gguf" else _import_folder(path, target)
+    if path.suffix == ".gguf":
+        return _import_gguf(path, target)
+    _import_folder(path, target)
+    return None
 
 
 def _import_folder(path: Path, target: Path) -> None:
@@ -34,7 +38,9 @@ def _import_folder(path: Path, target: Path) -> None:
             with safe_open(weights, framework="pt") as file:
                 file.keys()
         except SafetensorError as error:
-            raise UserError(f"base_model.source: {weights} is not safetensors ({error}); fetch or convert it again") from None
+            raise UserError(
+                f"base_model.source: {weights} is not safetensors ({error}); fetch or convert it again"
+            ) from None
     for name in ("config.json", "tokenizer.json"):
         if not (path / name).exists():
             raise UserError(f"base_model.source: {path} lacks {name}; save model and tokenizer into one folder")
@@ -50,8 +56,10 @@ def _import_gguf(path: Path, target: Path) -> str | None:
         fields = GGUFReader(path).fields
     except (ValueError, OSError) as error:
         raise UserError(f"base_model.source: {path} is not a GGUF file ({error}); fetch it again") from None
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    _mend_pre_tokenizer(tokenizer, str(fields["tokenizer.ggml.pre"].contents()) if "tokenizer.ggml.pre" in fields else "default")
+    tokenizer: Any = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    _mend_pre_tokenizer(
+        tokenizer, str(fields["tokenizer.ggml.pre"].contents()) if "tokenizer.ggml.pre" in fields else "default"
+    )
     tokenizer.save_pretrained(target)
     model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.bfloat16)
     _forget_quantization(model)
@@ -59,11 +67,13 @@ def _import_gguf(path: Path, target: Path) -> str | None:
     return str(fields["general.license"].contents()) if "general.license" in fields else None
 
 
-def _mend_pre_tokenizer(tokenizer: PreTrainedTokenizerFast, kind: str) -> None:
+def _mend_pre_tokenizer(tokenizer: Any, kind: str) -> None:
     """transformers gives every GPT-2-like GGUF tokenizer GPT-2's pre-tokenizer; SmolLM's cuts out each digit first."""
     if kind not in KNOWN_PRE_TOKENIZERS:
         known = ", ".join(KNOWN_PRE_TOKENIZERS)
-        raise UserError(f"base_model.source: GGUF pre-tokenizer '{kind}' is not known ({known}); use the model's folder instead")
+        raise UserError(
+            f"base_model.source: GGUF pre-tokenizer '{kind}' is not known ({known}); use the model's folder instead"
+        )
     if kind == "smollm":
         steps = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)

@@ -5,7 +5,7 @@ import os
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from transformers.utils import logging  # noqa: E402  (after the variables it reads)
+from transformers.utils import logging
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()

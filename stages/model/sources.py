@@ -91,7 +91,9 @@ def _from_hub(repo: str, revision: str) -> Fetched:
     try:
         folder = Path(snapshot_download(repo, revision=revision, allow_patterns=list(HUB_FILES)))
     except Exception as error:  # the hub library raises a dozen kinds, of four other libraries
-        raise UserError(f"base_model.source: cannot fetch hub:{repo}@{revision}: {str(error).splitlines()[0]}") from None
+        raise UserError(
+            f"base_model.source: cannot fetch hub:{repo}@{revision}: {str(error).splitlines()[0]}"
+        ) from None
     card = folder / "README.md"
     licence = ModelCard.load(card).data.license if card.exists() else None
     return Fetched(folder, folder.name, str(licence) if licence else None)
@@ -112,7 +114,7 @@ def weights_of(path: Path) -> list[Path]:
     pickles = [file.name for file in around if file.suffix in (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")]
     if pickles:
         raise UserError(
-            f"base_model.source: {path} holds a pickle ({pickles[0]}), which can run any code when it is read; convert it "
+            f"base_model.source: {path} holds a pickle ({pickles[0]}), which can run any code when read; convert it "
             "where you trust it: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder)"
         )
     raise UserError(f"base_model.source: {path} holds no model; expected *.safetensors in a folder or a .gguf file")
@@ -127,5 +129,7 @@ def checked_sha256(path: Path, expected: str | None) -> str:
     digests = [sha256_of(file) for file in weights_of(path)]
     found = digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
     if expected is not None and found != expected.lower():
-        raise UserError(f"base_model.sha256: {path.name} has {found}, expected {expected}; delete {path} or mend the parameter")
+        raise UserError(
+            f"base_model.sha256: {path.name} has {found}, expected {expected}; delete {path} or mend the parameter"
+        )
     return found

@@ -24,7 +24,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -38,7 +38,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         shutil.rmtree(path, ignore_errors=True)
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -87,12 +87,14 @@ def read_parquet(path: Path) -> list[Row]:
     Raises:
         UserError: the file is missing or damaged.
     """
-    return _open(path).read().to_pylist()
+    rows: list[Row] = _open(path).read().to_pylist()
+    return rows
 
 
 def read_about(path: Path) -> dict[str, Any]:
     """What `write_parquet` was given as `about`, without reading the rows."""
-    return json.loads((_open(path).schema_arrow.metadata or {}).get(b"onset", b"{}"))
+    about: dict[str, Any] = json.loads((_open(path).schema_arrow.metadata or {}).get(b"onset", b"{}"))
+    return about
 
 
 def _open(path: Path) -> pq.ParquetFile:

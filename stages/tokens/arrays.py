@@ -80,7 +80,7 @@ def read_arrays(folder: Path) -> TokenArrays:
         UserError: a file is missing or damaged.
     """
     try:
-        arrays = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS]
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: cannot be read ({error}); delete it and run `dvc repro`") from None
-    return TokenArrays(*arrays, ids=read_json(folder / "ids.json"))
+    return TokenArrays(**arrays, ids=read_json(folder / "ids.json"))

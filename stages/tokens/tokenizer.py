@@ -2,8 +2,10 @@
 
 A byte-level BPE `tokenizer.json` (GPT-2, SmolLM2, Llama 3, Qwen, ...) holds all that tiktoken needs: the pattern that
 cuts text into pieces and the merges, in order. Text with a byte that the vocabulary lacks (SmolLM2 has no 0x04) goes
-through the model's own tokenizer, which leaves such bytes out before it merges. Control tokens are kept out of the encoding: only a template may use
-them, so text in the data that looks like one is encoded as plain text.
+through the model's own tokenizer, which leaves such bytes out before it merges.
+
+Control tokens are kept out of the encoding: only a template may use them, so text in the data that looks like one is
+encoded as plain text.
 """
 
 import json
@@ -24,9 +26,7 @@ from stages.pipeline.files import read_json
 BYTE_LEVEL = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 # The same after each digit was cut out on its own: white space before a digit ends a piece, so it stays whole.
-DIGITS_THEN_BYTE_LEVEL = (
-    r"\p{N}|'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?=\p{N})|\s+(?!\S)|\s+"
-)
+DIGITS_THEN_BYTE_LEVEL = r"\p{N}|'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?=\p{N})|\s+(?!\S)|\s+"
 
 PROBES = (
     "The quick brown fox jumps over 13 lazy dogs, doesn't it?",
@@ -106,7 +106,9 @@ class Tokenizer:
         for text in PROBES:
             expected = self._own.encode(text, add_special_tokens=False).ids
             if self.encode(text) != expected:
-                raise UserError(f"{path}: tiktoken and the model's own tokenizer disagree on {text!r}; use another model")
+                raise UserError(
+                    f"{path}: tiktoken and the model's own tokenizer disagree on {text!r}; use another model"
+                )
 
 
 def _end_of_text(folder: Path, control_tokens: dict[str, int]) -> int:

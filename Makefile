@@ -1,0 +1,41 @@
+# make repro   set up and run the pipeline on the shipped data and the default model
+# make test    set up and run every check
+# make ui      the MLflow UI on http://127.0.0.1:5000
+# make lock    resolve the dependencies of pyproject.toml anew into requirements.lock
+
+SHELL := bash
+.DELETE_ON_ERROR:
+.PHONY: setup repro test ui lock
+BIN := .venv/bin
+# Stages are started as `python`: the environment's must come first.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+
+setup: .venv/installed
+
+.venv/installed: requirements.lock
+	python3 -m venv .venv
+	@echo "Installing dependencies into .venv (some minutes the first time) ..."
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements.lock
+	touch $@
+
+repro: setup
+	dvc repro
+	@python -m stages.experiment summary
+
+test: setup
+	ruff check .
+	ruff format --check .
+	mypy
+	pytest -n 2
+
+ui: setup
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true \
+	  mlflow server --workers 1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
+
+lock:
+	rm -rf .venv-lock && python3 -m venv .venv-lock
+	.venv-lock/bin/python -m pip install -qq "pip>=25.1"
+	.venv-lock/bin/python -m pip install -qq --group dev $$(python3 -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'])")
+	.venv-lock/bin/python -m pip freeze --exclude pip | sed 's/+cpu$$//' > requirements.lock
+	rm -rf .venv-lock

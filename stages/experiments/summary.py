@@ -1,0 +1,54 @@
+"""The few lines that end a run."""
+
+from typing import Any
+
+Metrics = dict[str, Any]
+
+
+def summarize(split: Metrics, tokens: Metrics, finetuned: Metrics, judged: Metrics) -> list[str]:
+    """Lines for a terminal, from the stages' metrics."""
+    lines = [
+        "",
+        f"Data         {split['train']} train, {split['validation']} validation, {split['test']} test; "
+        f"{split['leaked_rows']} leaked; {tokens['train']['supervised_tokens']} tokens with a loss an epoch",
+        f"Training     {finetuned['epochs_trained']:.2f} epochs; validation loss "
+        f"{finetuned['first_validation_loss']:.3f} before, {finetuned['best_validation_loss']:.3f} at its best",
+        f"Overfitting  {_onset(finetuned)}",
+        f"Score        {_with_interval(judged, 'score', 1)} of 100; base model {judged['base_score']:.1f}",
+        f"Win rate     {_with_interval(judged, 'win_rate', 2)} against the base model",
+        f"ROUGE-L      {judged['rouge_l']:.3f}; base model {judged['base_rouge_l']:.3f}",
+        f"Judge        {_trust(judged)}",
+        "",
+        "Read every answer  data/review.html",
+        "Loss plot          metrics/losses.png",
+        "Compare runs       make ui, then http://127.0.0.1:5000; or dvc exp show",
+    ]
+    return lines
+
+
+def _onset(finetuned: Metrics) -> str:
+    if finetuned["overfit_epoch"] < 0:
+        return (
+            f"not seen; lowest validation loss at epoch {finetuned['best_epoch']:.2f}, the last one validated or nearly"
+        )
+    sure = "confirmed" if finetuned["overfit_confirmed"] else "not confirmed"
+    return (
+        f"began at epoch {finetuned['overfit_epoch']:.2f} (step {finetuned['best_step']}), {sure}, "
+        f"p = {finetuned['overfit_p_value']:.2g}; the checkpoint is from there"
+    )
+
+
+def _with_interval(judged: Metrics, name: str, digits: int) -> str:
+    text = f"{judged[name]:.{digits}f}"
+    if f"{name}_low" in judged:
+        text += f" (95 % interval {judged[f'{name}_low']:.{digits}f} to {judged[f'{name}_high']:.{digits}f})"
+    return text
+
+
+def _trust(judged: Metrics) -> str:
+    text = f"tells good from corrupted answers with AUC {judged['judge_auc']:.2f}"
+    if not judged["judge_reliable"]:
+        text += ": it cannot be relied on, read the answers"
+    if judged["invalid_fraction"] > 0:
+        text += f"; {judged['invalid_fraction']:.1%} of verdicts unreadable"
+    return text

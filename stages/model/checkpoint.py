@@ -1,0 +1,67 @@
+"""Models from and to disk, and what this machine computes with."""
+
+import shutil
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+import stages.model.quiet  # noqa: F401  (first, so that it counts)
+from stages.model.sources import HUB_FILES
+from stages.pipeline.errors import UserError
+from stages.pipeline.files import read_json, write_json
+
+Precision = Literal["auto", "bf16", "fp32"]
+
+
+def pick_device() -> torch.device:
+    """A GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def pick_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """What matrix products are computed in; `auto` is bfloat16 where the hardware multiplies it."""
+    if precision == "auto":
+        on_cpu = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        has_bf16 = torch.cuda.is_bf16_supported() if device.type == "cuda" else on_cpu
+        precision = "bf16" if has_bf16 else "fp32"
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def load_model(folder: Path, dtype: torch.dtype, device: torch.device, *, attention: str = "sdpa") -> PreTrainedModel:
+    """Load a causal LM from safetensors; `attention` is one of transformers' implementations or our `packed`.
+
+    Raises:
+        UserError: the folder holds none that can be read.
+    """
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation=attention, use_safetensors=True, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{folder}: cannot load a model ({str(error).splitlines()[0]}); rerun the stage that writes it"
+        ) from None
+    return cast(PreTrainedModel, model.to(device))
+
+
+def make_deterministic(seed: int) -> None:
+    """The same inputs give the same bytes on one machine."""
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def save_checkpoint(
+    target: Path, model: PreTrainedModel, weights: dict[str, torch.Tensor], base_model: Path, about: dict[str, Any]
+) -> None:
+    """Write `weights` of `model` in the base model's own type, with its tokenizer, into the empty folder `target`."""
+    model.load_state_dict(weights)
+    config = read_json(base_model / "config.json")
+    stored = getattr(torch, config.get("dtype") or config.get("torch_dtype") or "float32")
+    model.to(stored).save_pretrained(target)
+    for pattern in HUB_FILES:
+        for file in sorted(base_model.glob(pattern)):
+            if not (target / file.name).exists() and file.name != "origin.json" and "safetensors" not in file.name:
+                shutil.copyfile(file, target / file.name)
+    write_json(target / "onset.json", about)

@@ -1,0 +1,73 @@
+"""What finetune leaves on disk beside the checkpoint."""
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from stages.model.training import History, LossRow
+from stages.pipeline.files import write_parquet, write_text
+from stages.pipeline.progress import say
+
+EXAMPLE_LOSSES = pa.schema(
+    [
+        pa.field("step", pa.int64(), nullable=False),
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("response_loss", pa.float64(), nullable=False),
+        pa.field("response_tokens", pa.int64(), nullable=False),
+        pa.field("full_loss", pa.float64(), nullable=False),
+        pa.field("full_tokens", pa.int64(), nullable=False),
+    ]
+)
+"""Losses are sums of negative log-likelihood over an example's tokens, in nats."""
+
+
+class LossWriter:
+    """Takes in a validation: writes metrics/losses.csv anew, so that it grows, tells the mirror and the reader."""
+
+    def __init__(self, path: Path, mirror: Callable[[Mapping[str, float]], None]) -> None:
+        self._path, self._mirror = path, mirror
+        self._rows: list[LossRow] = []
+
+    def __call__(self, row: LossRow) -> None:
+        """Take in one validation."""
+        self._rows.append(row)
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(LossRow._fields)
+        writer.writerows([f"{v:.6g}" if isinstance(v, float) else v for v in known] for known in self._rows)
+        write_text(self._path, text.getvalue())
+        self._mirror(row._asdict())
+        say(
+            f"  epoch {row.epoch:.2f}  step {row.step}  train loss {row.train_loss:.4f}  "
+            f"validation loss {row.validation_loss:.4f}"
+        )
+
+
+def write_example_losses(path: Path, history: History, ids: Sequence[str]) -> None:
+    """Write the losses of every validation example at every validation."""
+    records = []
+    for row, examples in zip(history.rows, history.examples, strict=True):
+        columns = (examples.response, examples.response_tokens, examples.full, examples.full_tokens)
+        for values in zip(ids, *(column.tolist() for column in columns), strict=True):
+            records.append(dict(zip(EXAMPLE_LOSSES.names, (row.step, *values), strict=True)))
+    write_parquet(path, records, EXAMPLE_LOSSES)
+
+
+def summarize(history: History) -> dict[str, Any]:
+    """The figures of metrics/finetune.json."""
+    onset, best, last = history.onset, history.rows[history.onset.best], history.rows[-1]
+    return {
+        "best_epoch": round(best.epoch, 6),
+        "best_step": best.step,
+        "best_validation_loss": round(best.validation_loss, 6),
+        "first_validation_loss": round(history.rows[0].validation_loss, 6),
+        "overfit_epoch": round(best.epoch, 6) if onset.seen else -1,
+        "overfit_confirmed": int(onset.confirmed),
+        "overfit_p_value": float(f"{onset.p_value:.4g}"),
+        "generalization_loss": round(onset.generalization_loss, 6),
+        "epochs_trained": round(last.epoch, 6),
+    }

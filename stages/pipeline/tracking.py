@@ -1,0 +1,193 @@
+"""MLflow as a mirror of the files: no stage needs it, and a dead server costs a warning.
+
+finetune opens a run; each execution of judge is a child of it that holds everything: one complete row an experiment.
+This module is no dependency of any stage in dvc.yaml, since it cannot change an artifact.
+"""
+
+import fcntl
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import yaml
+
+from stages.pipeline.files import sha256_of
+from stages.pipeline.progress import say
+
+EXPERIMENT = "onset"
+FINETUNE_TAG = "onset.finetune_sha256"
+"""Tag by which a judge run finds the finetune run it belongs to: the hash of metrics/finetune.json."""
+
+
+def dvc_root() -> Path:
+    """The repository, also where DVC runs a stage in a temporary copy of it."""
+    return Path(os.environ.get("DVC_ROOT") or Path.cwd())
+
+
+def _settings_for_a_mirror() -> None:
+    """Set before MLflow is imported: no telemetry, and a server that is down is given up on after seconds."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+
+
+@contextmanager
+def _one_at_a_time(root: Path) -> Iterator[None]:
+    """Processes that make the schema of a new SQLite file together break it."""
+    with (root / "mlflow.db.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _open_experiment() -> None:
+    import mlflow
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    root = dvc_root()
+    mlflow.set_tracking_uri(uri or f"sqlite:///{root.resolve()}/mlflow.db")
+    if uri:
+        mlflow.set_experiment(EXPERIMENT)
+        return
+    with _one_at_a_time(root):
+        if mlflow.get_experiment_by_name(EXPERIMENT) is None:
+            mlflow.create_experiment(EXPERIMENT, artifact_location=(root / "mlartifacts").resolve().as_uri())
+        mlflow.set_experiment(EXPERIMENT)
+
+
+def _flat(path: Path) -> dict[str, str]:
+    sections = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return {
+        f"{section}.{name}": str(value)
+        for section, values in sections.items()
+        if isinstance(values, dict)
+        for name, value in values.items()
+    }
+
+
+def _tags(kind: str, data: Mapping[str, Path]) -> dict[str, str]:
+    tags = {"kind": kind}
+    tags |= {f"data.{name}": sha256_of(path)[:16] for name, path in data.items() if path.exists()}
+    names = {"DVC_EXP_NAME": "dvc.experiment", "DVC_EXP_BASELINE_REV": "dvc.baseline", "DVC_STAGE": "dvc.stage"}
+    return tags | {tag: os.environ[name] for name, tag in names.items() if os.environ.get(name)}
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))}
+
+
+class Mirror:
+    """A run that never fails its stage: after the first error it says so and stays silent."""
+
+    def __init__(self) -> None:
+        self._alive = True
+
+    def _try(self, action: Callable[[], object]) -> None:
+        if not self._alive:
+            return
+        try:
+            action()
+        except Exception as error:  # MLflow raises whatever its store, its client or the network raise
+            self._alive = False
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            say(f"warning: MLflow is left out ({reason[:160]}); files are complete")
+
+
+class FinetuneRun(Mirror):
+    """The run of one fine-tuning; `with` closes it as finished or failed."""
+
+    def __init__(self, params: Path, data: Mapping[str, Path]) -> None:
+        super().__init__()
+        self._params, self._data = params, data
+
+    def __enter__(self) -> Self:
+        self._try(self._start)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        import mlflow
+
+        self._try(lambda: mlflow.end_run("FINISHED" if kind is None else "FAILED"))
+
+    def _start(self) -> None:
+        _settings_for_a_mirror()
+        import mlflow
+
+        _open_experiment()
+        name = os.environ.get("DVC_EXP_NAME")
+        mlflow.start_run(run_name=f"finetune {name}" if name else "finetune", tags=_tags("finetune", self._data))
+        mlflow.log_params(_flat(self._params))
+
+    def log_losses(self, row: Mapping[str, float]) -> None:
+        """One validation: every figure of the row, at its step."""
+        import mlflow
+
+        self._try(lambda: mlflow.log_metrics(_numbers(row), step=int(row["step"])))
+
+    def finish(self, metrics: Path, summary: Mapping[str, Any], files: Sequence[Path]) -> None:
+        """The summary, and files to keep; `metrics` is the file whose hash marks this run for judge."""
+        import mlflow
+
+        def log() -> None:
+            mlflow.log_metrics(_numbers(summary))
+            mlflow.set_tag(FINETUNE_TAG, hashlib.sha256(metrics.read_bytes()).hexdigest())
+            for file in files:
+                mlflow.log_artifact(str(file))
+
+        self._try(log)
+
+
+class JudgeRun(Mirror):
+    """One complete row: all parameters, the finetune summary and the scores, as a child of the finetune run."""
+
+    def log(
+        self,
+        *,
+        params: Path,
+        data: Mapping[str, Path],
+        finetune_metrics: Path,
+        summary: Mapping[str, Any],
+        table: Mapping[str, Sequence[Any]],
+        files: Sequence[Path],
+    ) -> None:
+        """Write the whole run."""
+        self._try(lambda: self._log(params, data, finetune_metrics, summary, table, files))
+
+    def _log(
+        self,
+        params: Path,
+        data: Mapping[str, Path],
+        finetune_metrics: Path,
+        summary: Mapping[str, Any],
+        table: Mapping[str, Sequence[Any]],
+        files: Sequence[Path],
+    ) -> None:
+        _settings_for_a_mirror()
+        import mlflow
+
+        _open_experiment()
+        mark = hashlib.sha256(finetune_metrics.read_bytes()).hexdigest()
+        found = mlflow.search_runs(
+            filter_string=f"tags.`{FINETUNE_TAG}` = '{mark}'", max_results=1, output_format="list"
+        )
+        tags = _tags("judge", data)
+        if found:  # a teammate's store may not have it
+            tags["mlflow.parentRunId"] = found[0].info.run_id
+        name = os.environ.get("DVC_EXP_NAME")
+        with mlflow.start_run(run_name=f"judge {name}" if name else "judge", tags=tags):
+            mlflow.log_params(_flat(params))
+            mlflow.log_metrics(_numbers(summary))
+            mlflow.log_table(dict(table), "scores.json")
+            for file in files:
+                mlflow.log_artifact(str(file))
+        if found:
+            mlflow.MlflowClient().log_metric(found[0].info.run_id, "judge_score", float(summary["score"]))
