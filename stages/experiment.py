@@ -7,7 +7,13 @@ import typer
 
 from stages.pipeline.errors import one_line_errors
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__, no_args_is_help=True)
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help=__doc__,
+    no_args_is_help=True,
+)
 
 
 @app.callback()

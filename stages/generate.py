@@ -13,7 +13,7 @@ from pydantic import Field
 from stages.pipeline.errors import UserError, one_line_errors
 from stages.pipeline.params import Number, Params, Whole
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
 
 class GenerateParams(Params):
@@ -59,9 +59,8 @@ def main(
     template = read_template_mark(test)
     trained_with = read_json(checkpoint / "onset.json")["template"]
     if trained_with != template._asdict():
-        raise UserError(
-            f"{test}: template '{template.name}' is not the checkpoint's '{trained_with['name']}'; run `dvc repro`"
-        )
+        ours, theirs = f"{template.name} ({template.hash})", f"{trained_with['name']} ({trained_with['hash']})"
+        raise UserError(f"{test}: template {ours} is not the checkpoint's {theirs}; run `dvc repro`")
     make_deterministic(settings.seed)
     device = pick_device()
     dtype = pick_dtype(settings.precision, device)

@@ -14,7 +14,13 @@ from pydantic import Field
 from stages.pipeline.errors import one_line_errors
 from stages.pipeline.params import Number, Params, Whole
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, invoke_without_command=True, help=__doc__)
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    invoke_without_command=True,
+    help=__doc__,
+)
 
 
 class JudgeParams(Params):

@@ -14,7 +14,7 @@ from pydantic import Field
 from stages.pipeline.errors import UserError, one_line_errors
 from stages.pipeline.params import Params, Whole
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
 
 class CollateParams(Params):
@@ -49,7 +49,8 @@ def main(
     from stages.tokens.split_tokens import tokenize_split
     from stages.tokens.tokenizer import Tokenizer
 
-    context = read_json(base_model / "config.json").get("max_position_embeddings")
+    config = read_json(base_model / "config.json")
+    context = config.get("max_position_embeddings", config.get("n_positions"))  # the latter is GPT-2's name
     if context is not None and settings.max_seq_len > context:
         raise UserError(
             f"{params}: collate.max_seq_len: {settings.max_seq_len} is beyond the model's context of {context}"

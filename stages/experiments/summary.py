@@ -29,7 +29,7 @@ def summarize(split: Metrics, tokens: Metrics, finetuned: Metrics, judged: Metri
 def _onset(finetuned: Metrics) -> str:
     if finetuned["overfit_epoch"] < 0:
         return (
-            f"not seen; lowest validation loss at epoch {finetuned['best_epoch']:.2f}, the last one validated or nearly"
+            f"not seen; the lowest validation loss is at epoch {finetuned['best_epoch']:.2f}; train longer to see more"
         )
     sure = "confirmed" if finetuned["overfit_confirmed"] else "not confirmed"
     return (
@@ -41,7 +41,8 @@ def _onset(finetuned: Metrics) -> str:
 def _with_interval(judged: Metrics, name: str, digits: int) -> str:
     text = f"{judged[name]:.{digits}f}"
     if f"{name}_low" in judged:
-        text += f" (95 % interval {judged[f'{name}_low']:.{digits}f} to {judged[f'{name}_high']:.{digits}f})"
+        low, high = judged[f"{name}_low"], judged[f"{name}_high"]
+        text += f" ({judged['confidence']:.0%} interval {low:.{digits}f} to {high:.{digits}f})"
     return text
 
 

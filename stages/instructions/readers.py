@@ -100,7 +100,7 @@ def _read_array(path: Path, text: str) -> Iterator[tuple[int, object]]:
             row, position = decoder.raw_decode(text, position)
         except json.JSONDecodeError as error:
             raise _broken(path, error.lineno, error) from None
-        except RecursionError as error:
+        except (ValueError, RecursionError) as error:
             raise _broken(path, line, error) from None
         yield line, row
         position = skip_space(position)
@@ -108,6 +108,9 @@ def _read_array(path: Path, text: str) -> Iterator[tuple[int, object]]:
             position = skip_space(position + 1)
         elif not text.startswith("]", position):
             raise UserError(f"{path}:{line_of(position)}: broken JSON: expected ',' or ']'; mend the file")
+    position = skip_space(position + 1)
+    if position < len(text):
+        raise UserError(f"{path}:{line_of(position)}: broken JSON: more text after the array; make it one array")
 
 
 def _broken(path: Path, line: int, error: Exception) -> UserError:

@@ -42,7 +42,8 @@ def judge_responses(
     scored = [_score(*triple) for triple in zip(rows, own, base, strict=True)]
     summary = summarize(scored, confidence=confidence, resamples=resamples, seed=seed)
     by_category = summary.pop("by_category")
-    return scored, summary | make_card(known, tried) | {"by_category": by_category}
+    card = make_card(known, tried)
+    return scored, summary | {"confidence": confidence} | card | {"by_category": by_category}
 
 
 def _score(row: Response, own: Verdict, base: Verdict) -> Scored:

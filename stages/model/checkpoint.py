@@ -1,13 +1,16 @@
 """Models from and to disk, and what this machine computes with."""
 
+import stages.model.quiet  # noqa: F401  (before what it quiets)
+
+# isort: split
 import shutil
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-import stages.model.quiet  # noqa: F401  (first, so that it counts)
 from stages.model.sources import HUB_FILES
 from stages.pipeline.errors import UserError
 from stages.pipeline.files import read_json, write_json
@@ -39,7 +42,7 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device, *, attent
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, attn_implementation=attention, use_safetensors=True, local_files_only=True
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(
             f"{folder}: cannot load a model ({str(error).splitlines()[0]}); rerun the stage that writes it"
         ) from None

