@@ -84,10 +84,19 @@ def word_similarity(answer: str, reference: str) -> float:
 
 
 def number_agreement(answer: str, reference: str) -> float:
-    """Shared numbers over all numbers of both, counted with repetition; 1 where neither has any."""
-    ours, theirs = (Counter(re.findall(r"\d+(?:[.,]\d+)*", text)) for text in (answer, reference))
+    """Shared numbers over all numbers of both, counted with repetition; 1 where neither has any.
+
+    >>> number_agreement("about 3,000 of 4", "3000 of 5")
+    0.3333333333333333
+    """
+    ours, theirs = (_numbers(text) for text in (answer, reference))
     total = sum((ours | theirs).values())
     return sum((ours & theirs).values()) / total if total else 1.0
+
+
+def _numbers(text: str) -> Counter[str]:
+    """Numbers written in digits, thousands commas taken out."""
+    return Counter(re.findall(r"\d+(?:[.,]\d+)*", re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)))
 
 
 def no_new_words(answer: str, row: Response) -> float:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import pandas as pd
 import pyarrow as pa
 
 from stages.judging.card import make_card
@@ -67,7 +68,6 @@ def write_scores(path: Path, scored: Sequence[Scored]) -> None:
     write_parquet(path, [row._asdict() for row in scored], SCHEMA)
 
 
-def score_table(rows: Sequence[Response], scored: Sequence[Scored]) -> dict[str, list[Any]]:
-    """Responses and scores side by side, by column, for MLflow."""
-    merged = [row._asdict() | score._asdict() for row, score in zip(rows, scored, strict=True)]
-    return {name: [row[name] for row in merged] for name in merged[0]}
+def score_table(rows: Sequence[Response], scored: Sequence[Scored]) -> pd.DataFrame:
+    """Responses and scores side by side, for MLflow."""
+    return pd.DataFrame(rows).merge(pd.DataFrame(scored).drop(columns="category"), on="id", validate="one_to_one")

@@ -1,11 +1,10 @@
 """What finetune leaves on disk beside the checkpoint."""
 
-import csv
-import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 
 from stages.model.training import History, LossRow
@@ -35,11 +34,8 @@ class LossWriter:
     def __call__(self, row: LossRow) -> None:
         """Take in one validation."""
         self._rows.append(row)
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(LossRow._fields)
-        writer.writerows([f"{v:.6g}" if isinstance(v, float) else v for v in known] for known in self._rows)
-        write_text(self._path, text.getvalue())
+        table = pd.DataFrame(self._rows, columns=LossRow._fields)
+        write_text(self._path, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
         self._mirror(row._asdict())
         say(
             f"  epoch {row.epoch:.2f}  step {row.step}  train loss {row.train_loss:.4f}  "

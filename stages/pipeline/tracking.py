@@ -156,7 +156,7 @@ class JudgeRun(Mirror):
         data: Mapping[str, Path],
         finetune_metrics: Path,
         summary: Mapping[str, Any],
-        table: Mapping[str, Sequence[Any]],
+        table: Any,
         files: Sequence[Path],
     ) -> None:
         """Write the whole run."""
@@ -168,7 +168,7 @@ class JudgeRun(Mirror):
         data: Mapping[str, Path],
         finetune_metrics: Path,
         summary: Mapping[str, Any],
-        table: Mapping[str, Sequence[Any]],
+        table: Any,
         files: Sequence[Path],
     ) -> None:
         _settings_for_a_mirror()
@@ -186,7 +186,7 @@ class JudgeRun(Mirror):
         with mlflow.start_run(run_name=f"judge {name}" if name else "judge", tags=tags):
             mlflow.log_params(_flat(params))
             mlflow.log_metrics(_numbers(summary))
-            mlflow.log_table(dict(table), "scores.json")
+            mlflow.log_table(table, "scores.json")
             for file in files:
                 mlflow.log_artifact(str(file))
         if found:

@@ -77,12 +77,13 @@ def test_a_tie_counts_half() -> None:
 
 
 def test_invalid_verdicts_are_counted_and_not_averaged() -> None:
-    figures = summarize([scored(80, 20), scored(None, 40), scored(60, None), scored(None, None)], **KNOBS)
-    assert figures["rows"] == 4
+    scores = [(80, 20), (None, 40), (60, None), (None, None), (None, 90)]
+    figures = summarize([scored(*pair) for pair in scores], **KNOBS)
+    assert figures["rows"] == 5
     assert figures["score"] == 70
-    assert figures["base_score"] == 30
+    assert figures["base_score"] == 50
     assert figures["win_rate"] == 1
-    assert figures["invalid_fraction"] == 0.5
+    assert figures["invalid_fraction"] == 0.5  # 3 and 2 of the 10 verdicts
     assert "win_rate_low" not in figures  # one win is no sample
     assert 60 <= figures["score_low"] <= 70 <= figures["score_high"] <= 80
 
