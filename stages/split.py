@@ -80,7 +80,7 @@ def main(
         twin = members["train"][leaked[0][1]]
         raise UserError(
             f"{prompts}: {len(leaked)} held-out prompts have a near-duplicate in train, the first {held_out.file}:"
-            f"{held_out.line} and {twin.file}:{twin.line}; lower split.near_duplicate_threshold a little or remove one"
+            f"{held_out.line} and {twin.file}:{twin.line}; remove one of the two"
         )
 
     template = read_template_mark(prompts)
