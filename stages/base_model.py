@@ -14,7 +14,7 @@ from pydantic import Field
 from stages.pipeline.errors import one_line_errors
 from stages.pipeline.params import Params
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 class BaseModelParams(Params):

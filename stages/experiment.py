@@ -10,7 +10,7 @@ from stages.pipeline.errors import one_line_errors
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,
     help=__doc__,
     no_args_is_help=True,
 )

@@ -13,7 +13,7 @@ from pydantic import Field
 from stages.pipeline.errors import UserError, one_line_errors
 from stages.pipeline.params import Number, Params, Whole
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 class GenerateParams(Params):

@@ -17,7 +17,7 @@ from stages.pipeline.params import Number, Params, Whole
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,
     invoke_without_command=True,
     help=__doc__,
 )

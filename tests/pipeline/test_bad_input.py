@@ -313,7 +313,7 @@ def test_checkpoint_trained_with_another_template(project: Project) -> None:
     path = project.write_prompts("data/split/test.parquet", [("What is 48 plus 76?", "48 plus 76 is 124.")])
     trained_with = {"name": "alpaca", "hash": TEMPLATES["alpaca"].hash, "end": ""}
     project.write("data/checkpoint/onset.json", json.dumps({"template": trained_with, "best_step": 1}))
-    project.fails("generate", path, "'chatml'", "'alpaca'", "dvc repro")
+    project.fails("generate", path, "chatml", "alpaca", TEMPLATES["alpaca"].hash, "dvc repro")
 
 
 def test_responses_missing(project: Project) -> None:
