@@ -160,34 +160,27 @@ class JudgeRun(Mirror):
         files: Sequence[Path],
     ) -> None:
         """Write the whole run."""
-        self._try(lambda: self._log(params, data, finetune_metrics, summary, table, files))
 
-    def _log(
-        self,
-        params: Path,
-        data: Mapping[str, Path],
-        finetune_metrics: Path,
-        summary: Mapping[str, Any],
-        table: Any,
-        files: Sequence[Path],
-    ) -> None:
-        _settings_for_a_mirror()
-        import mlflow
+        def write() -> None:
+            _settings_for_a_mirror()
+            import mlflow
 
-        _open_experiment()
-        mark = hashlib.sha256(finetune_metrics.read_bytes()).hexdigest()
-        found = mlflow.search_runs(
-            filter_string=f"tags.`{FINETUNE_TAG}` = '{mark}'", max_results=1, output_format="list"
-        )
-        tags = _tags("judge", data)
-        if found:  # a teammate's store may not have it
-            tags["mlflow.parentRunId"] = found[0].info.run_id
-        name = os.environ.get("DVC_EXP_NAME")
-        with mlflow.start_run(run_name=f"judge {name}" if name else "judge", tags=tags):
-            mlflow.log_params(_flat(params))
-            mlflow.log_metrics(_numbers(summary))
-            mlflow.log_table(table, "scores.json")
-            for file in files:
-                mlflow.log_artifact(str(file))
-        if found:
-            mlflow.MlflowClient().log_metric(found[0].info.run_id, "judge_score", float(summary["score"]))
+            _open_experiment()
+            mark = hashlib.sha256(finetune_metrics.read_bytes()).hexdigest()
+            found = mlflow.search_runs(
+                filter_string=f"tags.`{FINETUNE_TAG}` = '{mark}'", max_results=1, output_format="list"
+            )
+            tags = _tags("judge", data)
+            if found:  # a teammate's store may not have it
+                tags["mlflow.parentRunId"] = found[0].info.run_id
+            name = os.environ.get("DVC_EXP_NAME")
+            with mlflow.start_run(run_name=f"judge {name}" if name else "judge", tags=tags):
+                mlflow.log_params(_flat(params))
+                mlflow.log_metrics(_numbers(summary))
+                mlflow.log_table(table, "scores.json")
+                for file in files:
+                    mlflow.log_artifact(str(file))
+            if found:
+                mlflow.MlflowClient().log_metric(found[0].info.run_id, "judge_score", float(summary["score"]))
+
+        self._try(write)
