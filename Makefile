@@ -1,11 +1,12 @@
 # make repro   set up and run the pipeline on the shipped data and the default model
 # make test    set up and run every check
 # make ui      the MLflow UI on http://127.0.0.1:5000
+# make bench   time the first three stages against TRL (some minutes); SCALE=1: also by size, to 1,000,000 rows
 # make lock    resolve the dependencies of pyproject.toml anew into requirements.lock
 
 SHELL := bash
 .DELETE_ON_ERROR:
-.PHONY: setup repro test ui lock
+.PHONY: setup repro test ui bench lock
 BIN := .venv/bin
 # Stages are started as `python`: the environment's must come first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -32,6 +33,21 @@ test: setup
 ui: setup
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true \
 	  mlflow server --workers 1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
+
+bench: setup .venv-bench/installed
+	dvc repro -q base-model
+	@python -m tests.benchmarks.run tokenizer
+	@python -m tests.benchmarks.run prepare
+	@$(if $(SCALE),python -m tests.benchmarks.run scale)
+
+# TRL beside what is in .venv, so that torch is not there twice.
+.venv-bench/installed: .venv/installed tests/benchmarks/requirements.txt
+	python3 -m venv .venv-bench
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+	  > "$$(.venv-bench/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/venv.pth"
+	.venv-bench/bin/python -m pip install -qq --disable-pip-version-check \
+	  -c requirements.lock -r tests/benchmarks/requirements.txt
+	touch $@
 
 lock:
 	rm -rf .venv-lock && python3 -m venv .venv-lock

@@ -1,0 +1,199 @@
+"""Time the first three stages: against TRL, by size, and the tokenizer alone. `make bench` runs these."""
+
+import statistics
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from stages.pipeline.progress import say
+from tests.benchmarks import encoding
+from tests.benchmarks.report import RESULTS, note, save, show, spread
+from tests.benchmarks.trials import (
+    BASE_MODEL,
+    STAGES,
+    StageTrial,
+    TrlTrial,
+    lay_out,
+    make_rows,
+    run_stage,
+    run_trl,
+    stage_tokens,
+)
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+Seed = Annotated[int, typer.Option(help="Of the rows.")]
+TrlRows = Literal["prompt-completion", "text"]
+StageTrials = dict[str, StageTrial]
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder that is gone afterwards: a million rows take several gigabytes."""
+    RESULTS.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=RESULTS) as folder:
+        yield Path(folder)
+
+
+def run_stages(folder: Path, rows: Path, count: int) -> StageTrials:
+    """The three stages in a new folder."""
+    lay_out(folder, rows)
+    trials = {}
+    for stage in STAGES:
+        trials[stage] = run_stage(stage, folder, count)
+        say(f"  {title(stage)}: {trials[stage].seconds:.2f} s, {trials[stage].peak_mb:.0f} MB")
+    return trials
+
+
+def title(stage: str) -> str:
+    return stage.replace("_", "-")
+
+
+# ---- prepare
+
+
+@app.command()
+def prepare(
+    rows: Annotated[int, typer.Option(min=1, help="How many rows.")] = 52_000,
+    rounds: Annotated[int, typer.Option(min=1, help="How often, ours and TRL's in turn.")] = 3,
+    seed: Seed = 1,
+    trl_rows: Annotated[TrlRows, typer.Option(help="TRL's dataset type; with text it makes no completion mask.")] = (
+        "prompt-completion"
+    ),
+) -> None:
+    """The three stages against TRL on the same rows."""
+    ours: list[StageTrials] = []
+    peers: list[TrlTrial] = []
+    with scratch() as folder:
+        say(f"prepare: making {rows:,} rows")
+        make_rows(folder / "rows.jsonl", rows, seed)
+        for turn in range(rounds):
+            say(f"prepare: round {turn + 1} of {rounds}")
+            ours.append(run_stages(folder / f"ours-{turn}", folder / "rows.jsonl", rows))
+            peers.append(run_trl(folder / "rows.jsonl", folder / f"trl-{turn}", trl_rows))
+            say(f"  TRL: {peers[-1].seconds:.2f} s, {peers[-1].peak_mb:.0f} MB")
+        tokens = stage_tokens(folder / "ours-0")
+    _show_prepare(ours, peers, tokens, trl_rows)
+    trials = [{stage: trial._asdict() for stage, trial in turn.items()} for turn in ours]
+    peer_trials = {"trl_rows": trl_rows, "trl": [peer._asdict() for peer in peers]}
+    path = save("prepare", rows=rows, seed=seed, tokens=tokens, ours=trials, **peer_trials)
+    say(f"prepare: every figure is in {path}")
+
+
+def _show_prepare(ours: Sequence[StageTrials], peers: Sequence[TrlTrial], tokens: int, trl_rows: str) -> None:
+    lines = [_line(title(stage), [turn[stage] for turn in ours]) for stage in STAGES]
+    totals = [_together(turn) for turn in ours]
+    trl = f"TRL {peers[0].version}, {trl_rows}"
+    columns = ("", "seconds", "rows/s", "peak MB")
+    show(
+        f"Preparing {peers[0].rows:,} rows, in turn, rounds: {len(ours)}; median (lowest to highest)",
+        columns,
+        [*lines, _line("the three together", totals), _line(trl, peers)],
+    )
+    rates = [turn[STAGES[-1]].rows_per_second / peer.rows_per_second for turn, peer in zip(ours, peers, strict=True)]
+    times = [total.seconds / peer.seconds for total, peer in zip(totals, peers, strict=True)]
+    whole = statistics.median(peer.process_seconds for peer in peers)
+    show(
+        "Against TRL, round by round",
+        ("", "ratio"),
+        [
+            ("tokenize-and-collate, rows/s over TRL's", spread(rates)),
+            ("the three together, seconds over TRL's", spread(times)),
+        ],
+    )
+    note(
+        "Stages are whole processes, with Python's start and reading and writing files; rows/s counts the rows that a",
+        "stage was given. TRL's time is that of making SFTTrainer alone (tokenizing, labels, packing); with imports,",
+        f"reading the rows and making the model its process took {whole:.1f} s. It looks for no duplicates and splits",
+        f"nothing. Tokens: {tokens:,} ours, {peers[0].tokens:,} TRL's, which keeps repeated rows.",
+        "Peak MB (2**20 bytes) are those of the whole process and the processes it starts, the highest of all rounds.",
+    )
+
+
+def _line(name: str, trials: Sequence[StageTrial] | Sequence[TrlTrial]) -> tuple[str, str, str, str]:
+    seconds = spread([trial.seconds for trial in trials])
+    rates = spread([trial.rows_per_second for trial in trials], 0)
+    return name, seconds, rates, f"{max(trial.peak_mb for trial in trials):,.0f}"
+
+
+def _together(turn: StageTrials) -> StageTrial:
+    seconds = sum(trial.seconds for trial in turn.values())
+    return StageTrial(seconds, turn[STAGES[0]].rows, max(trial.peak_mb for trial in turn.values()))
+
+
+# ---- scale
+
+
+@app.command()
+def scale(
+    sizes: Annotated[str, typer.Option(help="Rows, small to large, between commas.")] = "10000,100000,1000000",
+    seed: Seed = 1,
+) -> None:
+    """The three stages by number of rows: does time grow in step with rows?"""
+    counts = sorted({int(size) for size in sizes.split(",")})
+    trials: dict[int, StageTrials] = {}
+    for count in counts:
+        with scratch() as folder:
+            say(f"scale: making {count:,} rows")
+            make_rows(folder / "rows.jsonl", count, seed)
+            trials[count] = run_stages(folder / "ours", folder / "rows.jsonl", count)
+    _show_scale(counts, trials)
+    records = {count: {stage: trial._asdict() for stage, trial in trials[count].items()} for count in counts}
+    say(f"scale: every figure is in {save('scale', seed=seed, sizes=records)}")
+
+
+def _show_scale(counts: Sequence[int], trials: dict[int, StageTrials]) -> None:
+    lines = []
+    for stage in STAGES:
+        for position, count in enumerate(counts):
+            trial = trials[count][stage]
+            per_row = f"{trial.seconds / count * 1e6:,.1f}"
+            steps = [
+                f"{trial.seconds / (trials[smaller][stage].seconds * count / smaller):.2f}" if position else ""
+                for smaller in (counts[position - 1], counts[0])
+            ]
+            name = "" if position else title(stage)
+            lines.append((name, f"{count:,}", f"{trial.seconds:,.2f}", per_row, *steps, f"{trial.peak_mb:,.0f}"))
+    columns = ("", "rows", "seconds", "µs/row", "over linear: size before", "smallest size", "peak MB")
+    show("By number of rows", columns, lines)
+    note(
+        "Over linear: seconds over those of the smaller size times the ratio of rows; 1 is linear, above 1 is worse.",
+        "Seconds are whole processes: Python's start, which is constant, flatters the figures against a small size.",
+    )
+
+
+# ---- tokenizer
+
+
+@app.command()
+def tokenizer(
+    rows: Annotated[int, typer.Option(min=1, help="How many rows a round.")] = 10_000,
+    rounds: Annotated[int, typer.Option(min=1, help="How often, in turn.")] = 5,
+    seed: Seed = 1,
+) -> None:
+    """Our tokenizer against the model's own, on one core."""
+    encoding.use_one_core()
+    say(f"tokenizer: {rounds} rounds of {rows:,} rows")
+    trials = encoding.trials(BASE_MODEL, rows, rounds, seed)
+    peers = (encoding.OWN, encoding.OWN_BATCHED)
+    lines = []
+    for way in trials[0]:
+        figures = [trial[way] for trial in trials]
+        ratios = [spread([trial[peer][0] / trial[way][0] for trial in trials]) for peer in peers]
+        rates = spread([rows / seconds for seconds, _ in figures], 0)
+        lines.append((way, rates, spread([tokens / seconds / 1e6 for seconds, tokens in figures]), *ratios))
+    show(
+        f"Encoding {rows:,} rows on one core, in turn, rounds: {rounds}; median (lowest to highest)",
+        ("", "rows/s", "million tokens/s", "speed over its encode", "over its encode_batch"),
+        lines,
+    )
+    note(f"All ways gave the same tokens. Batches are of {encoding.BATCH:,}. Every round has new rows and tokenizers.")
+    say(f"tokenizer: every figure is in {save('tokenizer', rows=rows, seed=seed, trials=trials)}")
+
+
+if __name__ == "__main__":
+    app()
