@@ -1,18 +1,19 @@
 """Raw instructions -> prompts.
 
-Reads every .json and .jsonl file of Alpaca rows (instruction, input, output, category) in data/raw, renders each row
-with the prompt template, and writes data/prompts.parquet. A row that cannot be used goes to data/rejected.jsonl with
-its file, line and reason.
+Reads every file in data/raw: JSON, JSON Lines, CSV or Parquet, also .gz and .zst; rows of Alpaca, prompt and
+completion, OpenAI messages or ShareGPT conversations, recognised in each file. Renders each row with the prompt
+template and writes data/prompts.parquet. A row that is not used goes to data/rejected.jsonl with its file, line, id and
+reason.
 """
 
-from collections import Counter
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import typer
+from pydantic import Field
 
 from stages.pipeline.errors import UserError, one_line_errors
-from stages.pipeline.params import Params
+from stages.pipeline.params import Number, Params, Whole
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -22,59 +23,74 @@ class FormatParams(Params):
 
     section: ClassVar[str] = "format"
     template: str
-    """Prompt template: alpaca, phi3 or chatml."""
+    """Prompt template: alpaca, phi3, chatml, model (the base model's own) or a .jinja file in data/templates."""
+    row_schema: Literal["auto", "alpaca", "prompt_completion", "messages", "sharegpt"]
+    """What rows look like; auto: recognised in each file."""
+    columns: dict[str, str]
+    """Field of a schema: the column that holds it in your files."""
+    whitespace: Literal["strip", "normalize", "keep"]
+    """strip: off at both ends of a text; normalize: evened out inside too; keep."""
+    allow_empty_response: bool
+    """Whether a row may have nothing as its last response."""
+    drop_duplicates: bool
+    """Whether of rows alike in every text only the first is kept."""
+    max_characters: Whole = Field(ge=1)
+    """Longer examples, template included, are rejected."""
+    max_rejected_fraction: Number = Field(ge=0, le=1)
+    """Share of a file's rows that may be unreadable before the run stops."""
+    remove_benchmarks: list[str]
+    """Folders in data/benchmarks; rows that overlap them are removed."""
 
 
 @app.command(help=__doc__)
 @one_line_errors()
 def main(
     raw: Annotated[Path, typer.Option(help="Folder of instruction data.")] = Path("data/raw"),
+    base_model: Annotated[Path, typer.Option(help="Base model, for its chat template.")] = Path("data/base_model"),
+    templates: Annotated[Path, typer.Option(help="Folder of your own templates.")] = Path("data/templates"),
+    benchmarks: Annotated[Path, typer.Option(help="Folder of benchmarks.")] = Path("data/benchmarks"),
     prompts: Annotated[Path, typer.Option(help="Written: the prompts.")] = Path("data/prompts.parquet"),
-    rejected: Annotated[Path, typer.Option(help="Written: rows that cannot be used.")] = Path("data/rejected.jsonl"),
+    rejected: Annotated[Path, typer.Option(help="Written: rows that are not used.")] = Path("data/rejected.jsonl"),
     metrics: Annotated[Path, typer.Option(help="Written: row counts.")] = Path("metrics/format.json"),
     params: Annotated[Path, typer.Option(help="Parameters.")] = Path("params.yaml"),
 ) -> None:
     settings = FormatParams.load(params)
 
-    from stages.instructions.prompts import Prompt, TemplateMark, write_prompts
-    from stages.instructions.readers import Rejected, read_folder
-    from stages.instructions.templates import find_template
-    from stages.pipeline.files import write_json, write_jsonl
-    from stages.pipeline.progress import say
+    from stages.instructions.formatting import Formatted, format_rows
+    from stages.instructions.instruction import Instruction, Rejected
+    from stages.instructions.jinja_templates import find_template
+    from stages.instructions.prompts import TemplateMark, writing_prompts
+    from stages.instructions.readers import RawFolder
+    from stages.pipeline.files import write_json, writing_jsonl
+    from stages.pipeline.progress import say, stopwatch
 
-    template = find_template(settings.template)
-    kept: dict[str, Prompt] = {}
-    bad: list[Rejected] = []
-    duplicates = 0
-    for row in read_folder(raw):
-        if isinstance(row, Rejected):
-            bad.append(row)
-        elif row.id in kept:
-            duplicates += 1
-            first = kept[row.id]
-            bad.append(Rejected(row.file, row.line, f"duplicate of {first.file}:{first.line}"))
-        else:
-            segments = template.render(row.instruction, row.input, row.response)
-            fields = (row.id, row.category, row.instruction, row.input, row.response, row.file, row.line)
-            kept[row.id] = Prompt(*fields, segments)
-    if not kept:
-        reasons = Counter(row.reason for row in bad).most_common(1)
-        raise UserError(f"{raw}: no valid row among {len(bad)}; most often: {reasons[0][0] if reasons else 'no rows'}")
+    elapsed = stopwatch()
+    template = find_template(settings.template, base_model, templates)
+    reading = {"row_schema", "columns", "whitespace", "allow_empty_response", "max_rejected_fraction"}
+    overlaps: dict[int, str] = {}
+    if settings.remove_benchmarks:
+        from stages.instructions.benchmark_overlap import find_overlaps
 
-    write_prompts(prompts, list(kept.values()), TemplateMark(template.name, template.hash, template.end))
-    write_jsonl(rejected, ({"file": row.file, "line": row.line, "reason": row.reason} for row in bad))
-    counts = {
-        "rows_read": len(kept) + len(bad),
-        "rows_kept": len(kept),
-        "rows_rejected": len(bad) - duplicates,
-        "duplicates_removed": duplicates,
-    }
-    write_json(metrics, counts)
-    listed = f"; see {rejected}" if bad else ""
-    say(
-        f"format: {counts['rows_read']} rows read, {len(kept)} kept, "
-        f"{counts['rows_rejected']} rejected, {duplicates} duplicates{listed}"
-    )
+        rows = RawFolder(raw, **settings.model_dump(include=reading)).rows()
+        readable = (row for row in rows if isinstance(row, Instruction))
+        overlaps = find_overlaps(readable, benchmarks, settings.remove_benchmarks)
+    folder, formatted = RawFolder(raw, **settings.model_dump(include=reading)), Formatted()
+    cleaning = settings.model_dump(include={"drop_duplicates", "max_characters"})
+    mark = TemplateMark(template.name, template.hash, template.end)
+    with writing_prompts(prompts, mark) as kept, writing_jsonl(rejected) as ledger:
+        for row in format_rows(folder, template, formatted, overlaps=overlaps, **cleaning):
+            if isinstance(row, Rejected):
+                ledger(row._asdict())
+            else:
+                kept.add(row)
+        if not formatted.kept:
+            raise UserError(f"{raw}: no row can be used: {formatted.summary()}")
+    write_json(metrics, formatted.counts(folder))
+    say(f"format: {formatted.summary()}{f', see {rejected}' if formatted.rejected else ''}; {elapsed()}")
+    for name, found in folder.files.items():
+        if found.ignored_keys:
+            keys = ", ".join(f"{key} ({times})" for key, times in found.ignored_keys.most_common())
+            say(f"  {name}: keys not read, with their rows: {keys}")
 
 
 if __name__ == "__main__":

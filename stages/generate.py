@@ -71,7 +71,7 @@ def main(
         for name, folder in (("fine-tuned model", checkpoint), ("base model", base_model))
     }
     rows = [
-        Response(p.id, p.category, p.instruction, p.input, p.response, *tuned, *base)
+        Response(p.id, p.category, p.question, p.input, p.response, *tuned, *base)
         for p, tuned, base in zip(prompts, answers[checkpoint], answers[base_model], strict=True)
     ]
     about = {"template": template._asdict(), "checkpoint_sha256": sha256_of(checkpoint / "model.safetensors")}

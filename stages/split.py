@@ -1,17 +1,18 @@
 """Prompts -> train, validation and test, with no leak between them.
 
-Near-duplicate prompts are joined into clusters; a cluster is dealt whole, by a salted hash of its content, so that new
-rows leave old rows where they are. The stage fails if a held-out prompt still has a near-duplicate in train.
+Near-duplicate prompts are joined into clusters; a cluster is dealt whole, by a salted hash of its first row, so that
+rows added at the end leave old rows where they are. A row near two splits is withheld and listed in
+data/split/withheld.jsonl. A split that the data fixes (column `split`) is kept. The stage fails if a prompt still has a
+near-duplicate in another split.
 """
 
-from collections import Counter
 from pathlib import Path
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import typer
 from pydantic import Field, model_validator
 
-from stages.pipeline.errors import UserError, one_line_errors
+from stages.pipeline.errors import one_line_errors
 from stages.pipeline.params import Number, Params
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -29,8 +30,14 @@ class SplitParams(Params):
     """Share of prompts kept for judging; never seen in training."""
     salt: str
     """Any text; another one deals anew."""
-    near_duplicate_threshold: Number = Field(gt=0, le=1)
+    stratify: bool
+    """Whether the shares are kept within each category."""
+    near_duplicate_threshold: Number = Field(ge=0.3, le=1)
     """Jaccard similarity of character shingles from which two prompts stay together."""
+    between_splits: Literal["withhold", "join"]
+    """What becomes of a row near two splits: withhold leaves it out; join moves the later cluster."""
+    fixed_leaks: Literal["fail", "withhold"]
+    """What becomes of near-duplicates across splits that the data fixes."""
 
     @model_validator(mode="after")
     def _fractions_add_up(self) -> Self:
@@ -50,49 +57,33 @@ def main(
 ) -> None:
     settings = SplitParams.load(params)
 
-    from stages.instructions.deal import SPLITS, deal
-    from stages.instructions.duplicates import cluster, leaks
-    from stages.instructions.prompts import Prompt, read_prompts, read_template_mark, write_prompts
-    from stages.pipeline.files import replacing_folder, write_json
-    from stages.pipeline.progress import say
+    from stages.instructions.partition import partition
+    from stages.instructions.split_files import count, read_rows, refuse_empty, refuse_leaks, write_splits
+    from stages.pipeline.files import write_json
+    from stages.pipeline.progress import say, stopwatch
 
-    rows = read_prompts(prompts)
-    texts = [f"{row.instruction}\n{row.input}" for row in rows]
-    clusters = cluster(texts, settings.near_duplicate_threshold)
-    fractions = (settings.train_fraction, settings.validation_fraction, settings.test_fraction)
-    dealt = deal([row.id for row in rows], clusters, fractions, settings.salt)
-    members: dict[str, list[Prompt]] = {name: [] for name in SPLITS}
-    split_texts: dict[str, list[str]] = {name: [] for name in SPLITS}
-    for row, text, name in zip(rows, texts, dealt, strict=True):
-        members[name].append(row)
-        split_texts[name].append(text)
-    for name in SPLITS:
-        if not members[name]:
-            raise UserError(
-                f"{prompts}: {len(rows)} prompts in {len(set(clusters))} clusters leave the {name} split empty; "
-                f"add rows, raise split.{name}_fraction or change split.salt"
-            )
-    leaked = leaks(
-        split_texts["train"], split_texts["validation"] + split_texts["test"], settings.near_duplicate_threshold
+    elapsed = stopwatch()
+    rows, texts, places = read_rows(prompts)
+    dealt = partition(
+        rows,
+        texts,
+        fractions=(settings.train_fraction, settings.validation_fraction, settings.test_fraction),
+        salt=settings.salt,
+        near_duplicate_threshold=settings.near_duplicate_threshold,
+        stratify=settings.stratify,
+        join=settings.between_splits == "join",
     )
-    if leaked:
-        held_out = (members["validation"] + members["test"])[leaked[0][0]]
-        twin = members["train"][leaked[0][1]]
-        raise UserError(
-            f"{prompts}: {len(leaked)} held-out prompts have a near-duplicate in train, the first {held_out.file}:"
-            f"{held_out.line} and {twin.file}:{twin.line}; remove one of the two"
-        )
-
-    template = read_template_mark(prompts)
-    with replacing_folder(splits) as folder:
-        for name in SPLITS:
-            write_prompts(folder / f"{name}.parquet", members[name], template)
-    shared = [size for size in Counter(clusters).values() if size > 1]
-    counts = {name: len(members[name]) for name in SPLITS}
-    write_json(metrics, counts | {"near_duplicate_clusters": len(shared), "leaked_rows": len(leaked)})
+    refuse_leaks(prompts, rows, dealt, places, fixed_too=settings.fixed_leaks == "fail")
+    refuse_empty(prompts, dealt)
+    write_splits(splits, prompts, rows, dealt, places)
+    counts = count(rows, dealt)
+    write_json(metrics, counts)
+    left_out = f"; {len(dealt.between)} withheld, see {splits}/withheld.jsonl" if dealt.between else ""
+    unsure = f"; {dealt.pairs_not_compared} pairs not compared" if dealt.pairs_not_compared else ""
     say(
         f"split: {counts['train']} train, {counts['validation']} validation, {counts['test']} test; "
-        f"{len(shared)} clusters of near-duplicates ({sum(shared)} rows) kept together, no leaks"
+        f"{len(dealt.cluster_sizes)} clusters of near-duplicates ({sum(dealt.cluster_sizes)} rows) kept together, "
+        f"no leaks{left_out}{unsure}; {elapsed()}"
     )
 
 

@@ -1,145 +1,140 @@
-"""Raw instruction files: Alpaca rows in JSON and JSONL, read row by row, every bad row with its place and reason."""
+"""A folder of raw files, read row by row: every row comes out, as an instruction or rejected with its reason."""
 
-import hashlib
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from stages.instructions.cleaning import WHITESPACE
+from stages.instructions.instruction import Instruction, Rejected
+from stages.instructions.raw_files import RepeatedKeys, find_files, read_values
+from stages.instructions.schemas import FIELDS, MARKS, READ_KEYS, RowError, parse, recognise
 from stages.pipeline.errors import UserError
 
-
-@dataclass(frozen=True)
-class Instruction:
-    """One instruction with the response that is wanted, and where it came from."""
-
-    instruction: str
-    input: str
-    """What the instruction works on; empty where it says everything itself."""
-    response: str
-    category: str | None
-    file: str
-    line: int
-    """Line of the file on which the row begins, from 1."""
-
-    @property
-    def id(self) -> str:
-        """Content hash: the first 16 hex digits of SHA-256 over instruction, input and response."""
-        content = json.dumps([self.instruction, self.input, self.response], ensure_ascii=False)
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
+MAX_UNKNOWN = 100
+"""Rows at the beginning of a file among which one must show its schema."""
 
 
-@dataclass(frozen=True)
-class Rejected:
-    """A row that cannot be used."""
+@dataclass
+class FileCounts:
+    """What was found in one file."""
 
-    file: str
-    line: int
-    reason: str
+    schema: str = ""
+    rows: int = 0
+    rejected: int = 0
+    first_rejected: int = 0
+    """Line."""
+    reasons: Counter[str] = field(default_factory=Counter)
+    ignored_keys: Counter[str] = field(default_factory=Counter)
+    """Rows by key that no field of ours is read from."""
 
 
-def read_folder(folder: Path) -> Iterator[Instruction | Rejected]:
-    """Every row of every `.json` and `.jsonl` file below `folder`, in sorted file order.
+class RawFolder:
+    """The rows of a folder, and as they are read, what was found.
 
-    Raises:
-        UserError: the folder is missing or holds no data file, a file is of another kind, or is not JSON.
+    Attributes:
+        files: counts by file name, relative to the folder.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: not found; put instruction data there as .json or .jsonl")
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not _ignored(path.relative_to(folder)))
-    if not files:
-        raise UserError(f"{folder}: holds no data; put .json or .jsonl files there")
-    for path in files:
-        name = path.relative_to(folder).as_posix()
-        for line, row in _read_file(path):
-            yield _check(name, line, row)
 
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        row_schema: str,
+        columns: Mapping[str, str],
+        whitespace: str,
+        allow_empty_response: bool,
+        max_rejected_fraction: float,
+    ) -> None:
+        """`row_schema` is a name in SCHEMAS or `auto`; `columns` maps our field names to the files' columns.
 
-def _ignored(path: Path) -> bool:
-    return path.suffix == ".md" or any(part.startswith(".") for part in path.parts)
+        Raises:
+            UserError: the folder holds no data or what is no data (see `find_files`), or a field is unknown.
+        """
+        unknown = sorted(set(columns) - set(FIELDS))
+        if unknown:
+            raise UserError(f"format.columns: no field '{unknown[0]}'; known: {', '.join(FIELDS)}")
+        self._paths = find_files(folder)
+        self._folder = folder
+        self._row_schema = row_schema
+        self._ours = {theirs: ours for ours, theirs in columns.items()}
+        self._clean = WHITESPACE[whitespace]
+        self._allow_empty_response = allow_empty_response
+        self._max_rejected_fraction = max_rejected_fraction
+        self._mapped: set[str] = set()
+        self.files: dict[str, FileCounts] = {}
 
+    def rows(self) -> Iterator[Instruction | Rejected]:
+        """Every row of every file, in sorted file order.
 
-def _read_file(path: Path) -> Iterator[tuple[int, object]]:
-    if path.suffix not in (".json", ".jsonl"):
-        raise UserError(f"{path}: cannot read '{path.suffix}' files; convert to .json or .jsonl, or move it away")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 at byte {error.start}; convert the file") from None
-    return _read_lines(path, text) if path.suffix == ".jsonl" else _read_array(path, text)
+        Raises:
+            UserError: a file is empty, damaged, of no known schema, or too many of its rows are rejected.
+        """
+        for path in self._paths:
+            name = path.relative_to(self._folder).as_posix()
+            counts = self.files[name] = FileCounts()
+            for row in self._file(path, name, counts):
+                counts.rows += 1
+                if isinstance(row, Rejected):
+                    counts.rejected += 1
+                    counts.first_rejected = counts.first_rejected or row.line
+                    counts.reasons[row.kind] += 1
+                yield row
+            self._check(path, counts)
+        for column, ours in self._ours.items():
+            if column not in self._mapped:
+                raise UserError(
+                    f"format.columns: no row of {self._folder} has the column '{column}' named for '{ours}'"
+                )
 
-
-def _read_lines(path: Path, text: str) -> Iterator[tuple[int, object]]:
-    for line, row in enumerate(text.split("\n"), start=1):
-        if row.strip():
+    def _file(self, path: Path, name: str, counts: FileCounts) -> Iterator[Instruction | Rejected]:
+        schema = None if self._row_schema == "auto" else self._row_schema
+        read_keys: set[str] = set()
+        first_keys = ""
+        for line, value, broken in read_values(path):
+            if broken:
+                yield Rejected(name, line, broken)
+                continue
+            if isinstance(value, dict):
+                if self._ours and not isinstance(value, RepeatedKeys):
+                    value = self._renamed(value)
+                if not schema:
+                    schema = recognise(value)
+                    first_keys = first_keys or ", ".join(map(str, value))
+            if not schema:
+                yield Rejected(name, line, "no known schema")
+                if counts.rows > MAX_UNKNOWN:
+                    break
+                continue
+            read_keys = read_keys or READ_KEYS[schema] | {"category", "split"}
+            if isinstance(value, dict) and not value.keys() <= read_keys:
+                counts.ignored_keys.update(value.keys() - read_keys)
             try:
-                yield line, json.loads(row)
-            except (ValueError, RecursionError) as error:
-                raise _broken(path, line, error) from None
+                row = parse(value, schema, self._clean, allow_empty_response=self._allow_empty_response)
+                yield row._replace(file=name, line=line)
+            except RowError as error:
+                yield Rejected(name, line, str(error))
+        counts.schema = schema or ""
+        if not schema and first_keys:
+            known = "; ".join(f"{name}: {', '.join(sorted(marks[0]))}" for name, marks in MARKS.items())
+            raise UserError(
+                f"{path}: no known schema: rows have {first_keys}; known are {known}; "
+                "name your columns in format.columns or set format.row_schema"
+            )
 
+    def _renamed(self, row: dict[str, object]) -> dict[str, object]:
+        """The row under our field names; a column that is mapped wins over one that already has the name."""
+        mapped = {self._ours[key]: value for key, value in row.items() if key in self._ours}
+        self._mapped |= row.keys() & self._ours.keys()
+        return {key: value for key, value in row.items() if key not in self._ours and key not in mapped} | mapped
 
-def _read_array(path: Path, text: str) -> Iterator[tuple[int, object]]:
-    """The items of one JSON array, each with the line it begins on (which `json.loads` would not tell)."""
-    decoder = json.JSONDecoder()
-
-    def line_of(position: int) -> int:
-        return text.count("\n", 0, position) + 1
-
-    def skip_space(position: int) -> int:
-        while position < len(text) and text[position].isspace():
-            position += 1
-        return position
-
-    position = skip_space(0)
-    if not text.startswith("[", position):
-        raise UserError(f"{path}:{line_of(position)}: expected a JSON array of rows; for one row a line name it .jsonl")
-    position, line, counted = skip_space(position + 1), 1, 0
-    while not text.startswith("]", position):
-        line, counted = line + text.count("\n", counted, position), position
-        try:
-            row, position = decoder.raw_decode(text, position)
-        except json.JSONDecodeError as error:
-            raise _broken(path, error.lineno, error) from None
-        except (ValueError, RecursionError) as error:
-            raise _broken(path, line, error) from None
-        yield line, row
-        position = skip_space(position)
-        if text.startswith(",", position):
-            position = skip_space(position + 1)
-        elif not text.startswith("]", position):
-            raise UserError(f"{path}:{line_of(position)}: broken JSON: expected ',' or ']'; mend the file")
-    position = skip_space(position + 1)
-    if position < len(text):
-        raise UserError(f"{path}:{line_of(position)}: broken JSON: more text after the array; make it one array")
-
-
-def _broken(path: Path, line: int, error: Exception) -> UserError:
-    reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-    return UserError(f"{path}:{line}: broken JSON: {reason}; mend or remove the line")
-
-
-def _check(file: str, line: int, row: object) -> Instruction | Rejected:
-    if not isinstance(row, dict):
-        return Rejected(file, line, f"expected an object, got {type(row).__name__}")
-    texts: dict[str, str] = {}
-    for key, required in (("instruction", True), ("input", False), ("output", True), ("category", False)):
-        value = row.get(key)
-        if value is None and not required:
-            value = ""
-        if value is None:
-            return Rejected(file, line, f"'{key}' is missing")
-        if not isinstance(value, str):
-            return Rejected(file, line, f"'{key}' is {type(value).__name__}, not text")
-        if required and not value.strip():
-            return Rejected(file, line, f"'{key}' is empty")
-        if any("\ud800" <= character <= "\udfff" for character in value):
-            return Rejected(file, line, f"'{key}' holds half a surrogate pair, which is not text")
-        texts[key] = value.strip()
-    return Instruction(
-        instruction=texts["instruction"],
-        input=texts["input"],
-        response=texts["output"],
-        category=texts["category"] or None,
-        file=file,
-        line=line,
-    )
+    def _check(self, path: Path, counts: FileCounts) -> None:
+        if not counts.rows:
+            raise UserError(f"{path}: holds no row; remove it")
+        if counts.rejected > self._max_rejected_fraction * counts.rows:
+            reason, times = counts.reasons.most_common(1)[0]
+            raise UserError(
+                f"{path}: {counts.rejected} of {counts.rows} rows rejected, the first on line "
+                f"{counts.first_rejected}, most often: {reason} ({times}); mend the file, "
+                "or raise format.max_rejected_fraction"
+            )

@@ -113,20 +113,21 @@ def likelihoods(rows: Sequence[Response], answers: Sequence[str], folder: Path) 
     2106.11520).
     """
     tokenizer = Tokenizer(folder)
-    examples, kept = [], []
-    for at, (row, answer) in enumerate(zip(rows, answers, strict=True)):
-        question = f"Question: {row.instruction}\n{row.input}\nAnswer: {row.reference}\nThe same answer: "
-        example = label([Segment("user", question), Segment("response", answer)], tokenizer, MAX_TOKENS)
-        if answer.strip() and example is not None:
-            examples.append(example)
-            kept.append(at)
+    asked = [at for at, answer in enumerate(answers) if answer.strip()]
+    examples = label((_restated(rows[at], answers[at]) for at in asked), tokenizer, MAX_TOKENS)
+    kept = [asked[at] for at in examples.kept]
     probabilities = np.zeros(len(answers))
-    if examples:
+    if kept:
         device = pick_device()
         model = load_model(folder, pick_dtype("auto", device), device, attention=attention.NAME)
-        layout = pack([len(example.input_ids) for example in examples], MAX_TOKENS)
+        row_of = pack(examples.lengths, MAX_TOKENS)
         ids = [str(at) for at in kept]
-        arrays = collate(examples, ids, layout, end_of_text=tokenizer.end_of_text, mask_instruction=True)
+        arrays = collate(examples, row_of, ids, end_of_text=tokenizer.end_of_text, mask_instruction=True)
         with torch.no_grad():
             probabilities[kept] = np.exp(-label_losses(model, arrays, device))
     return probabilities
+
+
+def _restated(row: Response, answer: str) -> list[Segment]:
+    question = f"Question: {row.instruction}\n{row.input}\nAnswer: {row.reference}\nThe same answer: "
+    return [Segment("user", question), Segment("response", answer)]

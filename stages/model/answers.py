@@ -17,12 +17,12 @@ def answer(
 ) -> list[tuple[str, str]]:
     """Answer text and finish reason for each prompt; `end`, the template's closing text, is taken off.
 
-    The prompt is tokenized as in training: everything before the response. `decoding` goes to `complete`.
+    The prompt is tokenized as in training: everything before the last response. `decoding` goes to `complete`.
     """
     encoded = []
     for prompt in prompts:
-        until = next(i for i, segment in enumerate(prompt.segments) if segment.role == "response")
-        encoded.append(tokenizer.encode_segments(prompt.segments[:until]))
+        last = max(at for at, segment in enumerate(prompt.segments) if segment.role == "response")
+        encoded.append(tokenizer.encode_segments(prompt.segments[:last]))
     started = time.perf_counter()
     with bar(f"answers of the {name}", len(prompts)) as progress:
 

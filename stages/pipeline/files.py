@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -70,17 +70,34 @@ def read_json(path: Path) -> Any:
 
 def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
     """Write one JSON object a line."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    with writing_jsonl(path) as write:
+        for row in rows:
+            write(row)
+
+
+@contextmanager
+def writing_jsonl(path: Path) -> Iterator[Callable[[Row], None]]:
+    """Yield a function that writes one JSON object a line; the file stands when the block ends without an error."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        yield lambda row: print(json.dumps(row, ensure_ascii=False), file=file)
 
 
 def write_parquet(path: Path, rows: Sequence[Row], schema: pa.Schema, about: dict[str, Any] | None = None) -> None:
     """Write `rows` under `schema`; `about` travels in the file's metadata (see `read_about`)."""
+    with writing_parquet(path, schema, about) as writer:
+        writer.write_table(pa.Table.from_pylist(list(rows), schema=schema))
+
+
+@contextmanager
+def writing_parquet(path: Path, schema: pa.Schema, about: dict[str, Any] | None = None) -> Iterator[pq.ParquetWriter]:
+    """Yield a writer of tables and batches of `schema`, for what is too large to be held as a whole."""
     if about is not None:
         schema = schema.with_metadata({"onset": json.dumps(about, sort_keys=True)})
-    with replacing(path) as temporary:
-        pq.write_table(
-            pa.Table.from_pylist(list(rows), schema=schema), temporary, compression="zstd", write_page_checksum=True
-        )
+    with (
+        replacing(path) as temporary,
+        pq.ParquetWriter(temporary, schema, compression="zstd", write_page_checksum=True) as writer,
+    ):
+        yield writer
 
 
 def read_parquet(path: Path) -> list[Row]:
@@ -89,12 +106,27 @@ def read_parquet(path: Path) -> list[Row]:
     Raises:
         UserError: the file is missing or damaged.
     """
+    return [row for batch in iterate_parquet(path) for row in batch.to_pylist()]
+
+
+def iterate_parquet(
+    path: Path, columns: Sequence[str] | None = None, batch_size: int = 8192
+) -> Iterator[pa.RecordBatch]:
+    """The rows of a Parquet file written by a stage, some at a time; all columns, or those that are named.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
     file = _open(path)
     try:
-        rows: list[Row] = file.read().to_pylist()
+        yield from file.iter_batches(batch_size=batch_size, columns=columns)
     except (pa.ArrowException, OSError):
         raise _damaged(path) from None
-    return rows
+
+
+def count_parquet(path: Path) -> int:
+    """Number of rows, without reading them."""
+    return int(_open(path).metadata.num_rows)
 
 
 def read_about(path: Path) -> dict[str, Any]:

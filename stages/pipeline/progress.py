@@ -1,6 +1,7 @@
 """Progress for the person who waits: a bar in a terminal, plain lines elsewhere."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -15,15 +16,21 @@ class Bar:
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress = progress
         self._task = task
+        self._waiting = 0
+        self._drawn = 0.0
 
     def advance(self, by: int = 1, note: str = "") -> None:
-        """Move on by `by` units."""
-        self._progress.update(self._task, advance=by, note=note)
+        """Move on by `by` units. Drawn ten times a second at most: a row may take less time than a bar."""
+        self._waiting += by
+        if self._progress.disable or (not note and time.monotonic() - self._drawn < 0.1):
+            return
+        self._progress.update(self._task, advance=self._waiting, note=note)
+        self._waiting, self._drawn = 0, time.monotonic()
 
 
 @contextmanager
-def bar(label: str, total: int) -> Iterator[Bar]:
-    """Show progress through `total` units while the block runs; silent where there is no terminal."""
+def bar(label: str, total: int | None) -> Iterator[Bar]:
+    """Show progress through `total` units while the block runs (None: unknown); silent where there is no terminal."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -38,3 +45,9 @@ def bar(label: str, total: int) -> Iterator[Bar]:
 def say(line: str) -> None:
     """One line for the reader, above the bar if there is one."""
     console.print(line, markup=False)
+
+
+def stopwatch() -> Callable[[], str]:
+    """A function that says how long ago this was called, as in `1.3 s`."""
+    started = time.perf_counter()
+    return lambda: f"{time.perf_counter() - started:.1f} s"

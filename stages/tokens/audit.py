@@ -4,29 +4,34 @@ from typing import Any
 
 import numpy as np
 
-from stages.tokens.arrays import NO_EXAMPLE
+from stages.tokens.arrays import NO_EXAMPLE, ROWS_AT_ONCE, TokenArrays
 from stages.tokens.labels import IGNORE_INDEX
 from stages.tokens.split_tokens import SplitTokens
 
 
-def audit(split: SplitTokens, end_of_text: int) -> dict[str, Any]:
+def audit(split: SplitTokens, arrays: TokenArrays, end_of_text: int) -> dict[str, Any]:
     """Figures of one split for metrics/tokens.json; fractions are rounded to six digits.
 
     `eos_trained_fraction` is the share of examples whose end-of-text carries a loss: below 1 a model does not learn to
     stop.
     """
-    arrays = split.arrays
-    real = arrays.example != NO_EXAMPLE
-    trained_ends = (arrays.labels == end_of_text) & real
-    last = np.zeros(len(arrays.ids), dtype=bool)
-    last[arrays.example[trained_ends]] = True
+    num_rows, width = arrays.example.shape
+    tokens = supervised = 0
+    ends = np.zeros(len(arrays.ids), dtype=bool)
+    for start in range(0, num_rows, ROWS_AT_ONCE):
+        block = slice(start, start + ROWS_AT_ONCE)
+        example, labels = np.asarray(arrays.example[block]), np.asarray(arrays.labels[block])
+        real = example != NO_EXAMPLE
+        tokens += int(real.sum())
+        supervised += int((labels != IGNORE_INDEX).sum())
+        ends[example[(labels == end_of_text) & real]] = True
     return {
         "examples": len(arrays.ids),
-        "rows": int(real.shape[0]),
-        "tokens": int(real.sum()),
-        "supervised_tokens": int((arrays.labels != IGNORE_INDEX).sum()),
-        "padding_fraction": round(float(1 - real.mean()), 6),
-        "truncated": split.truncated,
+        "rows": num_rows,
+        "tokens": tokens,
+        "supervised_tokens": supervised,
+        "padding_fraction": round(1 - tokens / (num_rows * width), 6),
+        "truncated": int(split.examples.truncated.sum()),
         "dropped": len(split.dropped),
-        "eos_trained_fraction": round(float(last.mean()), 6),
+        "eos_trained_fraction": round(float(ends.mean()), 6),
     }

@@ -1,25 +1,35 @@
 """Several examples in one row, so that little is padding."""
 
-import bisect
-from collections.abc import Sequence
+from heapq import heappop, heappush
+
+import numpy as np
 
 
-def pack(lengths: Sequence[int], width: int) -> list[list[int]]:
-    """Positions of the examples in each row of at most `width` tokens, by best fit, longest first.
+def pack(lengths: np.ndarray, width: int) -> np.ndarray:
+    """Row of each example, int64 (examples,), by best fit, longest first; rows hold at most `width` tokens.
 
     Best-fit decreasing (Johnson et al., 1974, doi:10.1137/0203025): each example goes into the fullest row it still
-    fits in. Rows hold examples in the order they came; no example may be longer than `width`.
+    fits in. No example may be longer than `width`.
 
-    >>> pack([6, 3, 4, 7], width=10)
-    [[1, 3], [0, 2]]
+    >>> pack(np.array([6, 3, 4, 7]), width=10).tolist()
+    [1, 0, 1, 0]
     """
-    rows: list[list[int]] = []
-    open_rows: list[tuple[int, int]] = []  # (room, row), sorted
-    for position in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        found = bisect.bisect_left(open_rows, (lengths[position], -1))
-        room, row = open_rows.pop(found) if found < len(open_rows) else (width, len(rows))
-        if row == len(rows):
-            rows.append([])
-        rows[row].append(position)
-        bisect.insort(open_rows, (room - lengths[position], row))
-    return [sorted(row) for row in rows]
+    row_of = np.zeros(len(lengths), dtype=np.int64)
+    rows_by_room: list[list[int]] = [[] for _ in range(width + 1)]
+    rooms = 0  # bit r is set where a row has room for r more
+    num_rows = 0
+    order = np.argsort(-lengths, kind="stable")
+    for position, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
+        fitting = rooms >> length
+        if fitting:
+            room = length + (fitting & -fitting).bit_length() - 1
+            row = heappop(rows_by_room[room])
+            if not rows_by_room[room]:
+                rooms &= ~(1 << room)
+        else:
+            room, row = width, num_rows
+            num_rows += 1
+        row_of[position] = row
+        heappush(rows_by_room[room - length], row)
+        rooms |= 1 << (room - length)
+    return row_of

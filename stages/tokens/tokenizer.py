@@ -2,17 +2,18 @@
 
 A byte-level BPE `tokenizer.json` (GPT-2, SmolLM2, Llama 3, Qwen, ...) holds all that tiktoken needs: the pattern that
 cuts text into pieces and the merges, in order. Text with a byte that the vocabulary lacks (SmolLM2 has no 0x04) goes
-through the model's own tokenizer, which leaves such bytes out before it merges.
+through the model's own tokenizer, which leaves such bytes out before it merges; and so does every text of a tokenizer
+of another kind.
 
-Control tokens are kept out of the encoding: only a template may use them, so text in the data that looks like one is
-encoded as plain text.
+Control tokens are kept out of the text: only a template may use them, so text in the data that looks like one is
+encoded as plain text. Many examples are encoded in one call: control tokens and the marks of turns and ends of examples
+stand in the joined text as special tokens between NUL characters, which plain text does not hold.
 """
 
-import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tiktoken
@@ -22,11 +23,12 @@ from stages.instructions.templates import Segment
 from stages.pipeline.errors import UserError
 from stages.pipeline.files import read_json
 
-# huggingface/tokenizers, pre_tokenizers/byte_level.rs (from openai/gpt-2, encoder.py).
-BYTE_LEVEL = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# huggingface/tokenizers, pre_tokenizers/byte_level.rs (from openai/gpt-2, encoder.py); possessive, so that a long run
+# of one character does not exhaust the regular expression's stack (openai/tiktoken, pull request 258).
+BYTE_LEVEL = r"'(?:[sdmt]|re|ve|ll)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
 # The same after each digit was cut out on its own: white space before a digit ends a piece, so it stays whole.
-DIGITS_THEN_BYTE_LEVEL = r"\p{N}|'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?=\p{N})|\s+(?!\S)|\s+"
+DIGITS_THEN_BYTE_LEVEL = r"\p{N}|'(?:[sdmt]|re|ve|ll)| ?\p{L}++| ?[^\s\p{L}\p{N}]++|\s++(?=\p{N})|\s++$|\s+(?!\S)|\s"
 
 PROBES = (
     "The quick brown fox jumps over 13 lazy dogs, doesn't it?",
@@ -34,9 +36,27 @@ PROBES = (
     "na\u00efve caf\u00e9 \u4f60\u597d \u0928\u092e\u0938\u094d\u0924\u0947 \U0001f600\U0001f468\u200d\U0001f469",
     "<|im_start|>user <|endoftext|> </s> [INST]",
     "def f(x):\n    return {'a': [x ** 2, 1e-5]}\n",
-    "\u0000\u0001\u007f\u00a0\u2003\u2028 \u00b2\u00bd\u2167",
+    "\u0001\u007f\u00a0\u2003\u2028 \u00b2\u00bd\u2167",
 )
 """Strings that a wrong pattern or wrong merges would betray."""
+
+TURN, END = -1, -2
+"""Marks among token ids: prompt and response change places; an example ends."""
+
+
+class EncodedExamples(NamedTuple):
+    """Examples one after the other."""
+
+    ids: np.ndarray
+    """int32 (tokens,)."""
+    in_response: np.ndarray
+    """bool (tokens,): whether the token belongs to a response or closes one."""
+    offsets: np.ndarray
+    """int64 (examples + 1,): where each example's tokens begin."""
+
+
+class UnsupportedError(Exception):
+    """Why tiktoken cannot stand for a tokenizer."""
 
 
 class Tokenizer:
@@ -45,68 +65,171 @@ class Tokenizer:
     Attributes:
         end_of_text: id of the token that ends every example.
         control_tokens: id of each control token by its text.
+        engine: `tiktoken`, or `tokenizers` where the model's tokenizer is no byte-level BPE, or tiktoken disagrees.
     """
 
     def __init__(self, folder: Path) -> None:
         """Build from `tokenizer.json` and `config.json` in a model folder and check equality with the model's own.
 
         Raises:
-            UserError: a file is missing, the tokenizer is not a byte-level BPE, or the encodings differ.
+            UserError: a file is missing or damaged, or no token ends a text.
         """
         path = folder / "tokenizer.json"
         spec = read_json(path)
+        try:
+            self._own = OwnTokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing more particular
+            raise UserError(f"{path}: not a tokenizer ({error}); fetch the model again") from None
+        self._own.encode_special_tokens = True
         added = {token["content"]: token["id"] for token in spec.get("added_tokens") or []}
         self.control_tokens = {t["content"]: t["id"] for t in spec.get("added_tokens") or [] if t["special"]}
         self.end_of_text = _end_of_text(folder, self.control_tokens)
-        self._encoding, self._ids, tokens = _build(path, spec)
-        self._own = OwnTokenizer.from_file(str(path))
-        self._own.encode_special_tokens = True
-        self._missing = bytes(byte for byte in range(256) if bytes([byte]) not in set(tokens))
-        self._bytes = dict(zip(self._ids.tolist(), tokens, strict=True))
-        self._bytes.update({token_id: token.encode() for token, token_id in added.items()})
         self._control = re.compile("|".join(re.escape(t) for t in sorted(self.control_tokens, key=len, reverse=True)))
-        self._check(path)
+        self._cut: dict[str, list[str | int]] = {}
+        self._marks = {mark: f"\0{mark}\0" for mark in (TURN, END, *self.control_tokens.values())}
+        self.engine = "tiktoken"
+        try:
+            ranks, ids = _ranks(spec)
+            apart = [token["content"] for token in spec.get("added_tokens") or [] if not token["special"]]
+            self._fast = _Fast(_pattern(spec), ranks, ids, self._marks, apart)
+            self._bytes = dict(zip(ids, ranks, strict=True))
+            self._bytes.update({token_id: token.encode() for token, token_id in added.items()})
+            if any(self.encode(text) != self._encode_alone([text]) for text in PROBES):
+                raise UnsupportedError("tiktoken disagrees with it")
+        except UnsupportedError:
+            self.engine = "tokenizers"
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text, control tokens in it taken as text."""
-        if not text:
-            return []
-        raw = text.encode("utf-8", errors="replace")
-        if len(raw.translate(None, delete=self._missing)) < len(raw):
-            return list(self._own.encode(text, add_special_tokens=False).ids)
-        ids: list[int] = self._ids[self._encoding.encode_ordinary(text)].tolist()
+        ids: list[int] = self._encode([text] if text else []).tolist()
         return ids
 
-    def encode_segments(self, segments: Iterable[Segment]) -> list[int]:
-        """Token ids of a stretch of a rendered example, in which only the template's own control tokens count.
+    def encode_segments(self, segments: Sequence[Segment]) -> list[int]:
+        """Token ids of a rendered example or the beginning of one."""
+        ids: list[int] = self.encode_examples([segments]).ids.tolist()
+        return ids
 
-        Text between two control tokens is encoded as one, whichever segments it comes from.
+    def encode_examples(self, examples: Iterable[Sequence[Segment]]) -> EncodedExamples:
+        """Token ids of rendered examples, in which only the template's own control tokens count.
+
+        Text between two control tokens is encoded as one, whichever segments it comes from; but a response begins and
+        ends with a token of its own, so that a prompt is encoded as it will be when the response is still to come.
         """
-        ids: list[int] = []
-        plain = ""
-        for segment in segments:
-            if segment.role in ("user", "response") or not self.control_tokens:
-                plain += segment.text
-                continue
-            start = 0
-            for match in self._control.finditer(segment.text):
-                ids += self.encode(plain + segment.text[start : match.start()])
-                ids.append(self.control_tokens[match.group()])
-                plain, start = "", match.end()
-            plain += segment.text[start:]
-        return ids + self.encode(plain)
+        ids = self._encode([piece for segments in examples for piece in self._pieces(segments)])
+        is_end, is_token = ids == END, ids >= 0
+        turns = np.cumsum(ids == TURN)
+        ends = np.flatnonzero(is_end)
+        turns_before = np.concatenate([[0], turns[ends]])[:-1]
+        sizes = np.diff(np.concatenate([[-1], ends]))
+        in_response = (turns - np.repeat(turns_before, sizes)) % 2 == 1
+        offsets = np.concatenate([[0], np.cumsum(is_token)[ends]])
+        return EncodedExamples(ids[is_token], in_response[is_token], offsets)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of token ids; bytes that are no UTF-8 become U+FFFD, ids beyond the vocabulary nothing."""
+        if self.engine == "tokenizers":
+            return str(self._own.decode(list(ids), skip_special_tokens=False))
         return b"".join(self._bytes.get(i, b"") for i in ids).decode("utf-8", errors="replace")
 
-    def _check(self, path: Path) -> None:
-        for text in PROBES:
-            expected = self._own.encode(text, add_special_tokens=False).ids
-            if self.encode(text) != expected:
-                raise UserError(
-                    f"{path}: tiktoken and the model's own tokenizer disagree on {text!r}; use another model"
-                )
+    def token(self, token_id: int) -> str:
+        """One token for a reader: bytes that are no whole character as \\x.., a token of no text by its name."""
+        if self.engine == "tokenizers":
+            return self.decode([token_id]) or str(self._own.id_to_token(token_id))
+        return self._bytes.get(token_id, b"").decode("utf-8", errors="backslashreplace")
+
+    def _pieces(self, segments: Sequence[Segment]) -> list[str | int]:
+        """Plain texts, control tokens by id, and marks."""
+        pieces: list[str | int] = []
+        responding = False
+        for role, text in segments:
+            if (role in ("response", "end")) != responding:
+                pieces.append(TURN)
+                responding = not responding
+            if role in ("user", "response"):
+                pieces.append(text)
+            else:
+                if text not in self._cut:
+                    self._cut[text] = self._at_control_tokens(text)
+                pieces += self._cut[text]
+        pieces.append(END)
+        return pieces
+
+    def _at_control_tokens(self, text: str) -> list[str | int]:
+        if not self.control_tokens:
+            return [text]
+        plain = self._control.split(text)
+        pieces: list[str | int] = [plain[0]]
+        for token, following in zip(self._control.findall(text), plain[1:], strict=True):
+            pieces += [self.control_tokens[token], following]
+        return pieces
+
+    def _encode(self, pieces: list[str | int]) -> np.ndarray:
+        """Ids, control tokens and marks in their places, int32."""
+        if self.engine == "tiktoken":
+            found = self._fast.encode(pieces)
+            if found is not None:
+                return found
+            if pieces.count(END) > 1:  # some example is not for tiktoken; the others are
+                examples = _split_after(pieces, END)
+                return np.concatenate([self._encode(example) for example in examples])
+        return np.array(self._encode_alone(pieces), dtype=np.int32)
+
+    def _encode_alone(self, pieces: Sequence[str | int]) -> list[int]:
+        """The same through the model's own tokenizer."""
+        stretches: list[str | int] = []
+        for piece in pieces:
+            if isinstance(piece, str) and stretches and isinstance(stretches[-1], str):
+                stretches[-1] += piece
+            else:
+                stretches.append(piece)
+        texts = [s.encode("utf-8", errors="replace").decode() for s in stretches if isinstance(s, str)]
+        encoded = iter(self._own.encode_batch_fast(texts, add_special_tokens=False))
+        ids: list[int] = []
+        for stretch in stretches:
+            ids += next(encoded).ids if isinstance(stretch, str) else [stretch]
+        return ids
+
+
+class _Fast:
+    """A tiktoken encoding over merge ranks; `apart` are added tokens that count in any text, which it does not know."""
+
+    def __init__(
+        self, pattern: str, ranks: dict[bytes, int], ids: list[int], marks: dict[int, str], apart: list[str]
+    ) -> None:
+        special = {mark: len(ranks) + at for at, mark in enumerate(marks.values())}
+        self._encoding = tiktoken.Encoding("model", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+        self._special = set(special)
+        self._ids = np.array([*ids, *marks], dtype=np.int32)
+        self._marks = marks
+        self._missing = bytes(byte for byte in range(1, 256) if bytes([byte]) not in ranks)
+        self._apart = re.compile(b"|".join(re.escape(token.encode()) for token in apart)) if apart else None
+
+    def encode(self, pieces: Sequence[str | int]) -> np.ndarray | None:
+        """Ids, int32; None where a text holds what tiktoken cannot encode as the model's own tokenizer does.
+
+        That is a NUL, a byte that the vocabulary lacks, an added token, or a run too long for the pattern.
+        """
+        joined = "".join([piece if isinstance(piece, str) else self._marks[piece] for piece in pieces])
+        raw = joined.encode("utf-8", errors="replace")
+        num_marks = sum(not isinstance(piece, str) for piece in pieces)
+        if raw.count(b"\0") != 2 * num_marks or len(raw.translate(None, delete=self._missing)) < len(raw):
+            return None
+        if self._apart and self._apart.search(raw):
+            return None
+        try:
+            found = self._encoding.encode_to_numpy(raw.decode(), allowed_special=self._special, disallowed_special=())
+        except ValueError:  # the pattern runs out of stack
+            return None
+        return self._ids[found]
+
+
+def _split_after(pieces: list[str | int], mark: int) -> list[list[str | int]]:
+    parts: list[list[str | int]] = [[]]
+    for piece in pieces:
+        parts[-1].append(piece)
+        if piece == mark:
+            parts.append([])
+    return parts[:-1]
 
 
 def _end_of_text(folder: Path, control_tokens: dict[str, int]) -> int:
@@ -124,41 +247,43 @@ def _end_of_text(folder: Path, control_tokens: dict[str, int]) -> int:
     return eos
 
 
-def _build(path: Path, spec: dict[str, Any]) -> tuple[tiktoken.Encoding, np.ndarray, list[bytes]]:
-    """The encoding over merge ranks, the token id of each rank (int32, (ranks,)), and its bytes."""
+def _ranks(spec: dict[str, Any]) -> tuple[dict[bytes, int], list[int]]:
+    """Rank of each token's bytes in the order of merges, and the token id of each rank."""
     model = spec["model"]
     if model.get("type") != "BPE" or model.get("byte_fallback"):
-        raise UserError(f"{path}: not a byte-level BPE tokenizer, which is the one kind supported; use another model")
-    pattern = _pattern(path, spec.get("pre_tokenizer") or {}, spec.get("normalizer"))
+        raise UnsupportedError("not a byte-level BPE tokenizer")
     to_byte = {character: byte for byte, character in _byte_characters().items()}
     ranks: dict[bytes, int] = {}
     ids: list[int] = []
 
-    def add(token: str, token_id: int) -> None:
-        raw = bytes(to_byte[character] for character in token)
+    def add(token: str) -> None:
+        raw = bytes([to_byte[character] for character in token])
         if raw not in ranks:
             ranks[raw] = len(ids)
-            ids.append(token_id)
+            ids.append(model["vocab"][token])
 
     try:
         for character in _byte_characters().values():
             if character in model["vocab"]:
-                add(character, model["vocab"][character])
+                add(character)
         for merge in model["merges"]:
             left, right = merge if isinstance(merge, list) else merge.split(" ")
-            add(left + right, model["vocab"][left + right])
+            add(left + right)
     except KeyError as error:
-        raise UserError(f"{path}: token {error} has no id or no bytes; not a byte-level BPE tokenizer") from None
-    encoding = tiktoken.Encoding(path.parent.name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
-    return encoding, np.array(ids, dtype=np.int32), list(ranks)
+        raise UnsupportedError(f"token {error} has no id or no bytes") from None
+    added = {token["content"] for token in spec.get("added_tokens") or []}
+    if model.get("ignore_merges") and set(model["vocab"].values()) - set(ids) - {model["vocab"].get(t) for t in added}:
+        raise UnsupportedError("some tokens come from no merge")
+    return ranks, ids
 
 
-def _pattern(path: Path, pre_tokenizer: dict[str, Any], normalizer: object) -> str:
-    """The one regular expression that cuts text as `pre_tokenizer` does."""
+def _pattern(spec: dict[str, Any]) -> str:
+    """The one regular expression that cuts text as the tokenizer's `pre_tokenizer` does."""
+    pre_tokenizer = spec.get("pre_tokenizer") or {}
     steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
     kinds = [step.get("type") for step in steps]
     last = steps[-1]
-    whole = normalizer is None and last.get("type") == "ByteLevel" and not last.get("add_prefix_space")
+    whole = spec.get("normalizer") is None and last.get("type") == "ByteLevel" and not last.get("add_prefix_space")
     if whole and kinds == ["ByteLevel"] and last.get("use_regex", True):
         return BYTE_LEVEL
     if whole and kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits") and last.get("use_regex", True):
@@ -167,8 +292,7 @@ def _pattern(path: Path, pre_tokenizer: dict[str, Any], normalizer: object) -> s
         split = steps[0]
         if "Regex" in split["pattern"] and split["behavior"] == "Isolated" and not split.get("invert"):
             return str(split["pattern"]["Regex"])
-    found = json.dumps({"normalizer": normalizer, "pre_tokenizer": kinds})
-    raise UserError(f"{path}: cuts text in a way that is not supported ({found}); use another model")
+    raise UnsupportedError(f"cuts text by {kinds}")
 
 
 def _byte_characters() -> dict[int, str]:
