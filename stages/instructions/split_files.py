@@ -1,5 +1,6 @@
 """From a file of prompts to one file a split, some rows at a time, and what to refuse and to count on the way."""
 
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -14,7 +15,7 @@ from stages.instructions.duplicates import normalize
 from stages.instructions.partition import Partition
 from stages.instructions.prompts import SCHEMA, iterate_prompts, read_template_mark
 from stages.pipeline.errors import UserError
-from stages.pipeline.files import replacing_folder, write_jsonl, writing_parquet
+from stages.pipeline.files import count_parquet, replacing_folder, write_jsonl, writing_parquet
 from stages.pipeline.progress import bar
 
 COLUMNS = ("id", "category", "split", "history", "instruction", "input", "file", "line")
@@ -56,21 +57,21 @@ def read_rows(prompts: Path) -> Rows:
         UserError: the file is missing, damaged or not one of ours.
     """
     found = Rows([], [], Places())
-    known: dict[str | None, str | None] = {None: None}
-
-    def once(text: str | None) -> str | None:
-        """The same text in one place in memory, which counts at a million rows."""
-        return known.setdefault(text, text)
-
-    for batch in iterate_prompts(prompts, COLUMNS):
-        columns = [batch.column(name).to_pylist() for name in COLUMNS]
-        ids, categories, fixed, histories, instructions, inputs, files, lines = columns
-        found.rows.extend(map(Row, ids, map(once, categories), map(once, fixed)))
-        texts = zip(histories, instructions, inputs, strict=True)
-        found.texts.extend(normalize("\n".join(text)) for text in texts)
-        files = map(once, files)
-        found.places.extend(files, lines)
+    with bar("reading prompts", count_parquet(prompts)) as progress:
+        for batch in iterate_prompts(prompts, COLUMNS):
+            columns = [batch.column(name).to_pylist() for name in COLUMNS]
+            ids, categories, fixed, histories, instructions, inputs, files, lines = columns
+            # Interned, what many rows have in common stands in memory once: it counts at a million rows.
+            found.rows.extend(map(Row, ids, map(_intern, categories), map(_intern, fixed)))
+            texts = zip(histories, instructions, inputs, strict=True)
+            found.texts.extend(normalize("\n".join(text)) for text in texts)
+            found.places.extend(map(sys.intern, files), lines)
+            progress.advance(len(batch))
     return found
+
+
+def _intern(text: str | None) -> str | None:
+    return None if text is None else sys.intern(text)
 
 
 def refuse_leaks(prompts: Path, rows: Sequence[Row], dealt: Partition, places: Places, *, fixed_too: bool) -> None:
@@ -108,7 +109,8 @@ def refuse_empty(prompts: Path, dealt: Partition) -> None:
             largest = dealt.cluster_sizes[-1] if dealt.cluster_sizes else 1
             raise UserError(
                 f"{prompts}: {len(dealt.split)} prompts, the largest cluster of near-duplicates {largest}, leave the "
-                f"{name} split empty; add rows, raise split.{name}_fraction or change split.salt"
+                f"{name} split empty; add rows, raise split.{name}_fraction or change split.salt (rows whose split the "
+                "data fixes stay there)"
             )
 
 
