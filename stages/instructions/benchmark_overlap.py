@@ -5,7 +5,9 @@ and a prompt that is a near-duplicate of one, for texts too short for that.
 """
 
 import csv
+import io
 import json
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,8 @@ import numpy as np
 
 from stages.instructions.duplicates import Shingles, find_candidates, normalize, window_hashes
 from stages.instructions.instruction import Instruction
-from stages.instructions.raw_files import read_text, suffix_of
+from stages.instructions.raw_files import read_text, read_values, suffix_of
 from stages.pipeline.errors import UserError
-from stages.pipeline.files import iterate_parquet
 
 NUM_WORDS = 13
 NEAR = 0.7
@@ -24,7 +25,7 @@ NEAR = 0.7
 
 SEED = 3
 MIN_CHARACTERS = 20
-"""Of a text that counts: below are answers, labels and names, which any data may hold."""
+"""Of a normalized text that counts: below are answers, labels and names, which any data may hold."""
 
 
 def find_overlaps(rows: Iterable[Instruction], folder: Path, names: Sequence[str]) -> dict[int, str]:
@@ -39,7 +40,9 @@ def find_overlaps(rows: Iterable[Instruction], folder: Path, names: Sequence[str
     known, owner = np.unique(np.concatenate(ngrams), return_index=True)
     owners = np.repeat(np.arange(len(texts)), [len(found) for found in ngrams])[owner]
     del ngrams
-    overlaps, prompts = {}, []
+    overlaps: dict[int, str] = {}
+    prompts: list[str] = []
+    asked_by: list[int] = []
     for at, row in enumerate(rows):
         said = " ".join([*(text for turn in row.history for text in turn), row.instruction, row.input, row.response])
         own = words.ngrams(normalize(said))
@@ -47,12 +50,15 @@ def find_overlaps(rows: Iterable[Instruction], folder: Path, names: Sequence[str
         shared = np.flatnonzero(known[places] == own) if len(known) else np.zeros(0, dtype=np.int64)
         if len(shared):
             overlaps[at] = f"{NUM_WORDS} words in common with {files[owners[places[shared[0]]]]}"
-        prompts.append(normalize(f"{row.instruction}\n{row.input}"))
+        asked = [*(turn.user for turn in row.history), f"{row.instruction}\n{row.input}"]
+        prompts += map(normalize, asked)
+        asked_by += [at] * len(asked)
     shingles = Shingles(texts + prompts)
     side = np.arange(len(shingles)) >= len(texts)
     for later, earlier in find_candidates(shingles, NEAR, SEED, side).pairs.tolist():
-        if later - len(texts) not in overlaps and shingles.jaccard(later, earlier) >= NEAR:
-            overlaps[later - len(texts)] = f"near-duplicate of a text in {files[earlier]}"
+        at = asked_by[later - len(texts)]
+        if at not in overlaps and shingles.jaccard(later, earlier) >= NEAR:
+            overlaps[at] = f"near-duplicate of a text in {files[earlier]}"
     return overlaps
 
 
@@ -77,12 +83,13 @@ def _texts(folder: Path, names: Sequence[str]) -> tuple[list[str], list[str]]:
             raise UserError(
                 f"format.remove_benchmarks: no folder {folder / name}; there are: {', '.join(there) or 'none'}"
             )
-        before = len(found)
-        for path in sorted(path for path in (folder / name).rglob("*") if path.is_file()):
-            for text in _strings(_values(path)):
+        any_text = False
+        for path in sorted(path for path in (folder / name).rglob("[!.]*") if path.is_file()):
+            for text in map(normalize, _strings(_values(path))):
                 if len(text) >= MIN_CHARACTERS:
-                    found.setdefault(normalize(text), path.relative_to(folder).as_posix())
-        if len(found) == before:
+                    found.setdefault(text, path.relative_to(folder).as_posix())
+                    any_text = True
+        if not any_text:
             raise UserError(f"{folder / name}: holds no text to compare with (.json, .jsonl, .csv, .tsv, .parquet)")
     return list(found), list(found.values())
 
@@ -91,23 +98,33 @@ def _values(path: Path) -> Iterator[Any]:
     """What a publisher's file holds; nothing of a file of another kind, such as a licence or a script."""
     kind = suffix_of(path)
     if kind == ".parquet":
-        for batch in iterate_parquet(path):
-            yield from batch.to_pylist()
+        yield from (value for _, value, _ in read_values(path))
         return
     if kind not in (".json", ".jsonl", ".ndjson", ".csv", ".tsv"):
         return
     text = read_text(path)
     try:
-        if kind == ".json":
-            yield json.loads(text)
-        elif kind in (".jsonl", ".ndjson"):
-            yield from (json.loads(line) for line in text.split("\n") if line.strip())
-        elif kind == ".csv":
-            yield from csv.reader(text.splitlines(keepends=True))
-        else:  # GLUE's have quotes that mean nothing
+        if kind == ".csv":
+            csv.field_size_limit(sys.maxsize)
+            yield from csv.reader(io.StringIO(text, newline=""))
+        elif kind == ".tsv":  # GLUE's have quotes that mean nothing
             yield from (line.split("\t") for line in text.split("\n"))
+        else:
+            yield from _json_values(text)
     except (ValueError, RecursionError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read ({error}); fetch the benchmark again") from None
+
+
+def _json_values(text: str) -> Iterator[Any]:
+    """One value, or one after the other, whichever the name promises."""
+    decoder, at = json.JSONDecoder(), 0
+    while True:
+        while at < len(text) and text[at].isspace():
+            at += 1
+        if at == len(text):
+            return
+        value, at = decoder.raw_decode(text, at)
+        yield value
 
 
 def _strings(values: Iterable[Any]) -> Iterator[str]:

@@ -11,7 +11,7 @@ def _normalize(text: str) -> str:
     'a\n\nb'
     """
     text = re.sub(r"\r\n?|\u2028|\u2029", "\n", text)
-    text = re.sub(r"[^\S\n]+\n", "\n", text)
+    text = "\n".join(line.rstrip() for line in text.split("\n"))
     return re.sub(r"\n{3,}", "\n\n", text).strip()
 
 

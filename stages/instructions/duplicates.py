@@ -5,8 +5,10 @@ No shingle set is kept for each text, and no index of all bands: at a million te
 
 import math
 import re
+import sys
+import unicodedata
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -37,7 +39,15 @@ def normalize(text: str) -> str:
     >>> normalize("  Ab-c d!")
     'ab c d'
     """
-    return re.sub(r"[\W_]+", " ", text.casefold()).strip() or text
+    between_words = r"[\W_]+" if text.isascii() else _between_words()
+    return re.sub(between_words, " ", unicodedata.normalize("NFC", text.casefold())).strip() or text
+
+
+@cache
+def _between_words() -> re.Pattern[str]:
+    r"""For `\W` a combining mark is no part of a word: prompts in Hindi or Thai would lose their vowels."""
+    marks = "".join(char for char in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(char)[0] == "M")
+    return re.compile(rf"(?:[^\w{marks}]|_)[\W_]*")
 
 
 def window_hashes(values: np.ndarray, width: int) -> np.ndarray:

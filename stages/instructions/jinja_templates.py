@@ -9,11 +9,14 @@ import json
 import re
 from collections.abc import Sequence
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
-from jinja2 import TemplateError
-from jinja2.ext import loopcontrols
+from jinja2 import TemplateError, TemplateSyntaxError, nodes
+from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from stages.instructions.instruction import Turn
@@ -27,6 +30,9 @@ SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token
 _OPEN, _CLOSE = "\uf8f0", "\uf8f1"
 _PLACEHOLDER = re.compile(f"{_OPEN}([a-z]+[0-9]*){_CLOSE}")
 
+# What may be one control token (<|im_end|>, </s>, [/INST]), else a character.
+_WHOLE = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|.", re.DOTALL)
+
 
 class _Shape(NamedTuple):
     """What decides where a template puts its own text."""
@@ -34,6 +40,15 @@ class _Shape(NamedTuple):
     system: bool
     history: int
     input: bool
+
+
+class _Skeleton(NamedTuple):
+    """A template with a shape of conversation."""
+
+    segments: list[Segment]
+    """Those of data hold the name of their text."""
+    shows_response: bool
+    """False: the response was put at the end by us."""
 
 
 class JinjaTemplate:
@@ -46,7 +61,7 @@ class JinjaTemplate:
     Attributes:
         name: as `format.template` has it.
         hash: hash of source and special tokens.
-        end: what closes a response.
+        end: what closes a response, before the end-of-text token.
     """
 
     def __init__(self, name: str, source: str, special_tokens: dict[str, str], place: str) -> None:
@@ -60,14 +75,18 @@ class JinjaTemplate:
         self._special_tokens = special_tokens
         try:
             self._compiled = _environment().from_string(source)
-        except TemplateError as error:
-            line = getattr(error, "lineno", None)
-            raise UserError(f"{place}{f':{line}' if line else ''}: Jinja error: {error}; mend the template") from None
+        except Exception as error:  # beside Jinja's own: recursion, and what Python finds in the code made of it
+            line = error.lineno if isinstance(error, TemplateSyntaxError) else None
+            raise UserError(
+                f"{place}{f':{line}' if line else ''}: Jinja error: {_in_one_line(error)}; mend the template"
+            ) from None
         self._skeleton = cache(self._find_skeleton)
         try:
-            self.end = next((s.text for s in self._skeleton(_Shape(False, 0, False)) if s.role == "end"), "")
+            lone = self._skeleton(_Shape(False, 0, False)).segments
         except NoFormError as error:
             raise UserError(f"{place}: {error}, even for a lone instruction; mend the template") from None
+        close = lone[-1].text if lone[-1].role == "end" else ""
+        self.end = close.removesuffix(special_tokens.get("eos_token", "")).rstrip()
 
     def render(
         self, instruction: str, input: str = "", response: str = "", *, system: str = "", history: Sequence[Turn] = ()
@@ -83,11 +102,10 @@ class JinjaTemplate:
         skeleton = self._skeleton(_Shape(bool(system), len(history), bool(input)))
         segments = [
             segment if segment.role in ("template", "end") else Segment(segment.role, texts[segment.text])
-            for segment in skeleton
+            for segment in skeleton.segments
         ]
-        whole = self._run(texts, len(history))
-        joined = "".join(segment.text for segment in segments).rstrip()
-        if joined not in (whole.rstrip(), (whole + response).rstrip()):
+        whole = self._run(texts, len(history)) + ("" if skeleton.shows_response else response)
+        if "".join(segment.text for segment in segments).rstrip() != whole.rstrip():
             raise NoFormError("the text would be changed by it")
         return segments
 
@@ -103,15 +121,16 @@ class JinjaTemplate:
         try:
             return self._compiled.render(
                 messages=messages,
+                tools=None,
+                documents=None,
                 add_generation_prompt=False,
                 **{name: texts[name] for name in names},
                 **self._special_tokens,
             )
         except Exception as error:  # a template may raise whatever its expressions raise
-            raise NoFormError(f"it fails: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
+            raise NoFormError(f"it fails: {_in_one_line(error)}") from None
 
-    def _find_skeleton(self, shape: _Shape) -> list[Segment]:
-        """The segments of a shape; those of data hold the name of their text."""
+    def _find_skeleton(self, shape: _Shape) -> _Skeleton:
         names = ["system"] if shape.system else []
         for at in range(shape.history):
             names += [f"user{at}", f"response{at}"]
@@ -121,12 +140,12 @@ class JinjaTemplate:
         pieces = _PLACEHOLDER.split(whole)
         found = pieces[1::2]
         if found == names[:-1] and not shape.history:
-            return _segments([*pieces, "response", ""])
+            return _Skeleton(_segments([*pieces, "response", ""]), shows_response=False)
         if found != names:
             missing = [name for name in names if name not in found]
             what = "no form for " + _in_words(missing[0]) if missing else "it shows texts twice or out of order"
             raise NoFormError(what)
-        return _segments(pieces)
+        return _Skeleton(_segments(pieces), shows_response=True)
 
 
 def _segments(pieces: list[str]) -> list[Segment]:
@@ -152,8 +171,17 @@ def _segments(pieces: list[str]) -> list[Segment]:
 
 
 def _common_start(a: str, b: str) -> str:
-    length = next((at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    return a[:length]
+    """What both begin with, no control token cut in two.
+
+    >>> _common_start("<|end|>\\n<|user|>", "<|end|>\\n<|endoftext|>")
+    '<|end|>\\n'
+    """
+    pairs = zip(_WHOLE.findall(a), _WHOLE.findall(b), strict=False)
+    return "".join(x for x, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _in_words(name: str) -> str:
@@ -162,13 +190,37 @@ def _in_words(name: str) -> str:
     return {"system": "a system message"}.get(name, f"an {name}" if name[0] in "aeiou" else f"a {name}")
 
 
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Where Jinja's own would show nothing in place of what is forbidden, this one is an error."""
+
+    def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
+        raise SecurityError(f"access to '{attribute}' of a {type(obj).__name__} is forbidden")
+
+
+class _Generation(Extension):
+    """`{% generation %}` around what an assistant says, as transformers has it; the text in it counts as it stands."""
+
+    tags = {"generation"}  # noqa: RUF012 - as the base class has it
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        scope = nodes.Scope(lineno=next(parser.stream).lineno)
+        scope.body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return scope
+
+
 @cache
 def _environment() -> ImmutableSandboxedEnvironment:
     """As transformers' chat templates have it (utils/chat_template_utils.py), without the date, which changes daily."""
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation])
 
-    def to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+    def to_json(
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
     def raise_exception(message: str) -> None:
         raise TemplateError(message)
@@ -192,26 +244,29 @@ def find_template(name: str, base_model: Path, folder: Path) -> Template:
     known = [*TEMPLATES, "model", *sorted(path.name for path in folder.glob("*.jinja"))]
     if name not in known:
         raise UserError(f"format.template: no template '{name}'; known: {', '.join(known)}; yours go into {folder}")
-    try:
-        source = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8; convert the file") from None
-    return JinjaTemplate(name, source, _special_tokens(base_model), str(path))
+    return JinjaTemplate(name, _read_source(path), _special_tokens(base_model), str(path))
 
 
 def _own_template(base_model: Path) -> JinjaTemplate:
     path = base_model / "chat_template.jinja"
     source: Any = None
     if path.exists():
-        source = path.read_text(encoding="utf-8")
+        source = _read_source(path)
     else:
         path = base_model / "tokenizer_config.json"
         source = (read_json(path) if path.exists() else {}).get("chat_template")
         if isinstance(source, list):  # several, by name
             source = {entry["name"]: entry["template"] for entry in source}.get("default")
-    if not source:
+    if not isinstance(source, str) or not source:
         raise UserError(f"format.template: {base_model} has no chat template; choose {', '.join(TEMPLATES)}")
     return JinjaTemplate("model", source, _special_tokens(base_model), str(path))
+
+
+def _read_source(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8; convert the file") from None
 
 
 def _special_tokens(base_model: Path) -> dict[str, str]:

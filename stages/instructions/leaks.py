@@ -49,14 +49,14 @@ def _exact(shingles: Shingles, sample: np.ndarray, number: np.ndarray, threshold
     hashes, offsets = shingles.take(sample)
     known = np.unique(hashes)
     ours = _incidence(known, hashes, offsets)
-    enough = threshold * ours.sum(axis=1)  # a similar text shares at least so many of a text's shingles
+    sizes = ours.sum(axis=1)
     columns = ours.T.tocsr()
     found = set()
     with bar("checking for leaks", len(shingles)) as progress:
         for start in range(0, len(shingles), _ROWS_AT_ONCE):
             rows = np.arange(start, min(start + _ROWS_AT_ONCE, len(shingles)))
             shared = (_incidence(known, *shingles.take(rows)) @ columns).tocoo()
-            near = shared.data >= enough[shared.col]
+            near = shared.data / sizes[shared.col] >= threshold  # no less than the Jaccard similarity, rounded alike
             for row, other in zip(rows[shared.row[near]].tolist(), sample[shared.col[near]].tolist(), strict=True):
                 apart = number[row] >= 0 and number[row] != number[other]
                 if apart and shingles.jaccard(row, other) >= threshold:

@@ -32,7 +32,8 @@ SCHEMA = pa.schema(
 )
 
 BATCH = 8192
-"""Prompts written at a time."""
+"""Prompts written at a time, or fewer if they are long: a column of a batch holds at most 2 GiB."""
+BATCH_CHARACTERS = 100_000_000
 
 
 class Prompt(NamedTuple):
@@ -98,18 +99,20 @@ class PromptWriter:
     def __init__(self, write: "pa.parquet.ParquetWriter") -> None:
         self._writer = write
         self._waiting: list[Prompt] = []
+        self._characters = 0
 
     def add(self, prompt: Prompt) -> None:
         """Write a prompt after those before."""
         self._waiting.append(prompt)
-        if len(self._waiting) == BATCH:
+        self._characters += sum(len(segment.text) for segment in prompt.segments)
+        if len(self._waiting) == BATCH or self._characters > BATCH_CHARACTERS:
             self.flush()
 
     def flush(self) -> None:
         """Write what waits."""
         if self._waiting:
             self._writer.write_batch(_to_batch(self._waiting, self._writer.schema))
-        self._waiting = []
+        self._waiting, self._characters = [], 0
 
 
 @contextmanager
@@ -152,13 +155,15 @@ def segments_of(batch: pa.RecordBatch) -> Iterator[list[Segment]]:
         yield segments[start - first : stop - first]
 
 
-def iterate_prompts(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+def iterate_prompts(
+    path: Path, columns: Sequence[str] | None = None, batch_size: int = BATCH
+) -> Iterator[pa.RecordBatch]:
     """The prompts of a file some at a time, all columns or those that are named.
 
     Raises:
         UserError: the file is missing or not one of ours.
     """
-    for batch in iterate_parquet(path, columns):
+    for batch in iterate_parquet(path, columns, batch_size):
         if batch.schema.names != (list(columns) if columns is not None else SCHEMA.names):
             raise UserError(f"{path}: not a file of prompts; delete it and run `dvc repro`")
         yield batch

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,8 @@ import pyarrow.parquet as pq
 from stages.pipeline.errors import UserError
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+INDEX = "(index)"
+"""What we call the first column of a CSV if it has no name: pandas writes its index so."""
 DELIMITERS = {".csv": ",;\t|", ".tsv": "\t"}
 KINDS = ".json, .jsonl, .ndjson, .csv, .tsv or .parquet; all but .parquet also .gz or .zst"
 BLOCK = 1 << 20
@@ -44,18 +47,21 @@ def find_files(folder: Path) -> list[Path]:
 
     Raises:
         UserError: the folder is missing or empty, holds a file of another kind, a link to nowhere or in a circle.
+        OSError: a folder cannot be read.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: not found; put instruction data there ({KINDS})")
     files = []
-    for place, folders, names in os.walk(folder, followlinks=True):
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=_fail):
         folders[:] = [name for name in folders if not name.startswith(".")]
         here = Path(place)
         for name in folders:
-            if (here / name).is_symlink() and here.resolve().is_relative_to((here / name).resolve()):
+            if (here / name).is_symlink() and _leads_back(here / name):
                 raise UserError(f"{here / name}: a link to a folder that contains it; remove the link")
         files += [here / name for name in names if not name.startswith(".") and not name.endswith(".md")]
     for path in files:
+        if not _is_text(str(path)):
+            raise UserError(f"{path}: a name that is not UTF-8; rename the file")
         if not path.exists():
             raise UserError(f"{path}: a link that leads nowhere; remove it")
         if not path.is_file():
@@ -64,6 +70,24 @@ def find_files(folder: Path) -> list[Path]:
     if not files:
         raise UserError(f"{folder}: holds no data; put files there ({KINDS})")
     return sorted(files)
+
+
+def _fail(error: OSError) -> None:
+    raise error
+
+
+def _leads_back(link: Path) -> bool:
+    """Whether a link leads to a folder that it was reached through, over other links or not."""
+    target = link.resolve()
+    return any(place.resolve().is_relative_to(target) for place in link.parents)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _kind(path: Path) -> tuple[str, str | None]:
@@ -110,15 +134,12 @@ def read_values(path: Path) -> Iterator[Value]:
 
 @contextmanager
 def _opened(path: Path, compression: str | None) -> Iterator[io.BufferedReader]:
-    try:
-        with pa.input_stream(str(path), compression=compression) as stream:
-            yield io.BufferedReader(stream, BLOCK)
-    except pa.ArrowException as error:
-        raise _damaged(path, error) from None
-    except OSError as error:
-        if error.filename is not None:
-            raise
-        raise _damaged(path, error) from None
+    with path.open("rb", buffering=0) as file:  # Python's own error, unlike pyarrow's, names the file
+        try:
+            with pa.input_stream(file, compression=compression) as stream:
+                yield io.BufferedReader(stream, BLOCK)
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(path, error) from None
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
@@ -133,9 +154,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) == len(pairs):
         return value
-    keys = [key for key, _ in pairs]
     repeated = RepeatedKeys(value)
-    repeated.repeated = next(key for key in keys if keys.count(key) > 1)
+    repeated.repeated = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
     return repeated
 
 
@@ -161,7 +181,7 @@ def _reason(error: ValueError) -> str:
 def _read_json(path: Path, compression: str | None) -> Iterator[Value]:
     """One array of rows, or one row a line, which many tools write under this name too."""
     with _opened(path, compression) as stream:
-        start = stream.peek(BLOCK)[:BLOCK].removeprefix(codecs.BOM_UTF8).lstrip()[:1]
+        start = stream.peek().removeprefix(codecs.BOM_UTF8).lstrip()[:1]
         yield from _read_array(path, stream) if start == b"[" else _read_lines(path, stream)
 
 
@@ -176,7 +196,8 @@ def _read_lines(path: Path, stream: io.BufferedReader) -> Iterator[Value]:
             if raw.startswith(_UTF16):
                 raise UserError(f"{path}: UTF-16; convert the file to UTF-8")
             raw = raw.removeprefix(codecs.BOM_UTF8)
-        if not raw.strip():
+        raw = raw.rstrip()
+        if not raw:
             continue
         try:
             yield Value(number, parse_json(raw.decode("utf-8")))
@@ -193,14 +214,19 @@ class _Text:
         self._path, self._stream = path, stream
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
         self._bytes = 0
-        self.text, self.at, self.line, self.ended = "", 0, 1, False
+        self._line, self._counted = 1, 0
+        self.text, self.at, self.ended = "", 0, False
 
-    def forget(self) -> None:
-        self.line += self.text.count("\n", 0, self.at)
-        self.text, self.at = self.text[self.at :], 0
+    @property
+    def line(self) -> int:
+        """Of the next character."""
+        self._line += self.text.count("\n", self._counted, self.at)
+        self._counted = self.at
+        return self._line
 
     def more(self) -> None:
-        """At least double what there is, so that a value of any size is tried few times."""
+        """Forget what is used and at least double the rest, so that a value of any size is tried few times."""
+        self._line, self._counted, self.text, self.at = self.line, 0, self.text[self.at :], 0
         raw = self._stream.read(max(BLOCK, len(self.text)))
         if self._bytes == 0 and raw.startswith(_UTF16):
             raise UserError(f"{self._path}: UTF-16; convert the file to UTF-8")
@@ -217,12 +243,11 @@ class _Text:
         """The next character that is no white space, not yet taken; "" at the end."""
         while True:
             while self.at < len(self.text):
-                if not self.text[self.at].isspace():
+                if self.text[self.at] not in " \t\r\n":
                     return self.text[self.at]
                 self.at += 1
             if self.ended:
                 return ""
-            self.forget()
             self.more()
 
     def value(self) -> Any:
@@ -230,7 +255,7 @@ class _Text:
         while True:
             try:
                 value, end = _DECODER.raw_decode(self.text, self.at)
-                if end < len(self.text) or self.ended:  # a number may go on
+                if end + 2 < len(self.text) or self.ended:  # a number may go on: 1, 1e+, 1e+5
                     self.at = end
                     return value
             except RecursionError:
@@ -239,11 +264,9 @@ class _Text:
                 if self.ended:
                     self.at = getattr(error, "pos", self.at)
                     raise self.error(_reason(error)) from None
-            self.forget()
             self.more()
 
     def error(self, reason: str) -> UserError:
-        self.forget()
         return UserError(f"{self._path}:{self.line}: broken JSON: {reason}; mend the file")
 
 
@@ -253,7 +276,6 @@ def _read_array(path: Path, stream: io.BufferedReader) -> Iterator[Value]:
     text.at += 1
     following = text.skip_space()
     while following != "]":
-        text.forget()
         line = text.line
         yield Value(line, text.value())
         following = text.skip_space()
@@ -278,26 +300,27 @@ def _read_csv(path: Path, compression: str | None) -> Iterator[Value]:
         if stream.peek(2)[:2] in _UTF16:
             raise UserError(f"{path}: UTF-16; convert the file to UTF-8")
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-        line = 1
+        line = 0
         try:
             first = text.readline()
             delimiter = max(DELIMITERS[_kind(path)[0]], key=first.count)
             header = [name.strip() for name in next(csv.reader([first], delimiter=delimiter, strict=True), [])]
-            if len(set(header)) < len(header) or not all(header):
+            if header[:1] == [""] and len(header) > 1:
+                header[0] = INDEX
+            if first and (not all(header) or not 0 < len(header) == len(set(header))):
                 raise UserError(f"{path}:1: a column has no name or that of another; the first line must name them")
-            rows = csv.reader(text, delimiter=delimiter, strict=True)
+            rows, line = csv.reader(text, delimiter=delimiter, strict=True), 1
             for row in rows:
                 if row and len(row) != len(header):
-                    yield Value(
-                        line + 1, None, f"wrong number of fields: {len(row)} where the header has {len(header)}"
-                    )
+                    reason = f"wrong number of fields: {len(row)} where the header has {len(header)}"
+                    yield Value(line + 1, None, reason)
                 elif row:
                     yield Value(line + 1, dict(zip(header, row, strict=True)))
                 line = 1 + rows.line_num
         except csv.Error as error:
             raise UserError(f"{path}:{line + 1}: broken CSV: {error}, in the row that begins here; mend it") from None
         except UnicodeDecodeError:
-            raise UserError(f"{path}: not UTF-8 after line {line}; convert the file") from None
+            raise UserError(f"{path}: not UTF-8 on line {line + 1} or after it; convert the file") from None
 
 
 # ---- Parquet
@@ -306,7 +329,11 @@ def _read_csv(path: Path, compression: str | None) -> Iterator[Value]:
 def _read_parquet(path: Path, compression: str | None) -> Iterator[Value]:
     number = 0
     try:
-        with pq.ParquetFile(path) as file:
+        with path.open("rb") as source, pq.ParquetFile(source, page_checksum_verification=True) as file:
+            names = Counter(file.schema_arrow.names)
+            for name in names:
+                if names[name] > 1:
+                    raise UserError(f"{path}: two columns '{name}'; rename one")
             for batch in file.iter_batches(batch_size=1000):
                 for value in batch.to_pylist():
                     number += 1
@@ -317,6 +344,9 @@ def _read_parquet(path: Path, compression: str | None) -> Iterator[Value]:
         if isinstance(error, OSError) and error.filename is not None:
             raise
         raise _damaged(path, error) from None
+    except (ValueError, OverflowError) as error:  # such as a date in the year 1000000
+        reason = f"a value that Python has no form for ({error}), in one of the 1000 rows after {number}"
+        raise UserError(f"{path}: {reason}; leave its column out") from None
 
 
 _READERS = {

@@ -8,11 +8,14 @@ from pathlib import Path
 from stages.instructions.cleaning import WHITESPACE
 from stages.instructions.instruction import Instruction, Rejected
 from stages.instructions.raw_files import RepeatedKeys, find_files, read_values
-from stages.instructions.schemas import FIELDS, MARKS, READ_KEYS, RowError, parse, recognise
+from stages.instructions.schemas import FIELDS, MARKS, READ_KEYS, RowError, parse, recognise, shown
 from stages.pipeline.errors import UserError
 
 MAX_UNKNOWN = 100
 """Rows at the beginning of a file among which one must show its schema."""
+
+MAX_KEYS = 50
+"""Keys of a file that are named."""
 
 
 @dataclass
@@ -54,6 +57,9 @@ class RawFolder:
         unknown = sorted(set(columns) - set(FIELDS))
         if unknown:
             raise UserError(f"format.columns: no field '{unknown[0]}'; known: {', '.join(FIELDS)}")
+        twice = [column for column, times in Counter(columns.values()).items() if times > 1]
+        if twice:
+            raise UserError(f"format.columns: column '{twice[0]}' stands for two fields; it can be one")
         self._paths = find_files(folder)
         self._folder = folder
         self._row_schema = row_schema
@@ -90,21 +96,24 @@ class RawFolder:
     def _file(self, path: Path, name: str, counts: FileCounts) -> Iterator[Instruction | Rejected]:
         schema = None if self._row_schema == "auto" else self._row_schema
         read_keys: set[str] = set()
-        first_keys = ""
+        first_keys, unknown = "", 0
         for line, value, broken in read_values(path):
+            if isinstance(value, RepeatedKeys):
+                broken = f"key twice: '{shown(value.repeated)}'"
             if broken:
                 yield Rejected(name, line, broken)
                 continue
             if isinstance(value, dict):
-                if self._ours and not isinstance(value, RepeatedKeys):
+                if self._ours:
                     value = self._renamed(value)
                 if not schema:
                     schema = recognise(value)
-                    first_keys = first_keys or ", ".join(map(str, value))
+                    first_keys = first_keys or ", ".join(map(shown, list(value)[:MAX_KEYS]))
             if not schema:
-                yield Rejected(name, line, "no known schema")
-                if counts.rows > MAX_UNKNOWN:
+                unknown += 1
+                if unknown > MAX_UNKNOWN:
                     break
+                yield Rejected(name, line, "no known schema")
                 continue
             read_keys = read_keys or READ_KEYS[schema] | {"category", "split"}
             if isinstance(value, dict) and not value.keys() <= read_keys:
@@ -115,10 +124,11 @@ class RawFolder:
             except RowError as error:
                 yield Rejected(name, line, str(error))
         counts.schema = schema or ""
-        if not schema and first_keys:
+        counts.ignored_keys = _named(counts.ignored_keys)
+        if not schema and (first_keys or unknown > MAX_UNKNOWN):
             known = "; ".join(f"{name}: {', '.join(sorted(marks[0]))}" for name, marks in MARKS.items())
             raise UserError(
-                f"{path}: no known schema: rows have {first_keys}; known are {known}; "
+                f"{path}: no known schema: rows have {first_keys or 'no keys'}; known are {known}; "
                 "name your columns in format.columns or set format.row_schema"
             )
 
@@ -126,15 +136,24 @@ class RawFolder:
         """The row under our field names; a column that is mapped wins over one that already has the name."""
         mapped = {self._ours[key]: value for key, value in row.items() if key in self._ours}
         self._mapped |= row.keys() & self._ours.keys()
-        return {key: value for key, value in row.items() if key not in self._ours and key not in mapped} | mapped
+        return {key: value for key, value in row.items() if key not in self._ours} | mapped
 
     def _check(self, path: Path, counts: FileCounts) -> None:
         if not counts.rows:
             raise UserError(f"{path}: holds no row; remove it")
-        if counts.rejected > self._max_rejected_fraction * counts.rows:
+        if counts.rejected / counts.rows > self._max_rejected_fraction:
             reason, times = counts.reasons.most_common(1)[0]
             raise UserError(
                 f"{path}: {counts.rejected} of {counts.rows} rows rejected, the first on line "
                 f"{counts.first_rejected}, most often: {reason} ({times}); mend the file, "
                 "or raise format.max_rejected_fraction"
             )
+
+
+def _named(keys: Counter[str]) -> Counter[str]:
+    """The most frequent keys as they are shown, and the others together: each row may have keys of its own."""
+    ranked = sorted(keys.items(), key=lambda item: (-item[1], item[0]))
+    named: Counter[str] = Counter()
+    for at, (key, times) in enumerate(ranked):
+        named[shown(key) if at < MAX_KEYS else "(others)"] += times
+    return named

@@ -36,6 +36,10 @@ ROLES = {
 }
 
 
+SHOWN = 40
+"""Characters of a text from the data that a reason shows."""
+
+
 class RowError(Exception):
     """Why a row cannot be used."""
 
@@ -43,6 +47,15 @@ class RowError(Exception):
 def _kind_of(value: object) -> str:
     names = {"NoneType": "null", "str": "text", "dict": "an object", "RepeatedKeys": "an object", "list": "a list"}
     return names.get(type(value).__name__, type(value).__name__)
+
+
+def shown(text: str) -> str:
+    r"""A text from the data as reasons and figures show it: short, and printable.
+
+    >>> shown("a\ud83d")
+    'a\\ud83d'
+    """
+    return repr(text if len(text) <= SHOWN else f"{text[:SHOWN]}...")[1:-1]
 
 
 def _text(value: object, name: str, clean: Clean) -> str:
@@ -59,8 +72,9 @@ def _text(value: object, name: str, clean: Clean) -> str:
 
 
 def _field(row: Row, names: tuple[str, ...], clean: Clean, *, may_be_empty: bool = False) -> str:
-    """The text under the first of `names` that the row has."""
-    name = next((name for name in names if row.get(name) is not None), names[0])
+    """The text under the first of `names` that the row has, an empty one only if no other has any."""
+    there = [name for name in names if row.get(name) is not None]
+    name = next((name for name in there if row[name]), there[0] if there else names[0])
     if may_be_empty and row.get(name) is None:
         return ""
     text = _text(row.get(name), name, clean)
@@ -84,7 +98,7 @@ def _alpaca(row: Row, clean: Clean) -> Instruction:
 def _prompt_completion(row: Row, clean: Clean) -> Instruction:
     prompt, completion = row.get("prompt"), next((row[k] for k in ("completion", "response") if k in row), None)
     if isinstance(prompt, list) and isinstance(completion, list):
-        return _conversation([*prompt, *completion], "role", "content", clean)
+        return _with_system(row, _conversation([*prompt, *completion], "role", "content", clean), clean)
     return Instruction(
         instruction=_field(row, ("prompt",), clean),
         response=_field(row, ("completion", "response"), clean, may_be_empty=_has(row, ("completion", "response"))),
@@ -100,23 +114,25 @@ def _has(row: Row, names: tuple[str, ...]) -> bool:
 
 
 def _messages(row: Row, clean: Clean) -> Instruction:
-    return _conversation(row.get("messages"), "role", "content", clean)
+    return _conversation(_list(row.get("messages")), "role", "content", clean)
 
 
 def _sharegpt(row: Row, clean: Clean) -> Instruction:
-    messages = row.get("conversations")
-    keys = ("from", "value")
-    if isinstance(messages, list) and messages and isinstance(messages[0], dict) and "from" not in messages[0]:
-        keys = ("role", "content")
+    messages = _list(row.get("conversations"))
+    openai = isinstance(messages[0], dict) and "from" not in messages[0]
+    keys = ("role", "content") if openai else ("from", "value")
+    return _with_system(row, _conversation(messages, *keys, clean), clean)
+
+
+def _with_system(row: Row, conversation: Instruction, clean: Clean) -> Instruction:
+    """The system message may stand in the row, beside the messages."""
     system = _field(row, ("system",), clean, may_be_empty=True)
-    conversation = _conversation(messages, *keys, clean)
     if system and conversation.system:
         raise RowError("two system messages")
     return conversation._replace(system=system or conversation.system)
 
 
-def _conversation(messages: object, role_key: str, text_key: str, clean: Clean) -> Instruction:
-    """An optional system message, then user and assistant in turn; the last word is the assistant's."""
+def _list(messages: object) -> list[Any]:
     if isinstance(messages, str):  # a CSV holds them as JSON
         try:
             messages = parse_json(messages)
@@ -124,6 +140,11 @@ def _conversation(messages: object, role_key: str, text_key: str, clean: Clean) 
             raise RowError(f"messages are broken JSON: {error}") from None
     if not isinstance(messages, list) or not messages:
         raise RowError("no messages" if not messages else f"messages are {_kind_of(messages)}, not a list")
+    return messages
+
+
+def _conversation(messages: list[Any], role_key: str, text_key: str, clean: Clean) -> Instruction:
+    """An optional system message, then user and assistant in turn; the last word is the assistant's."""
     spoken = [_message(message, role_key, text_key, clean) for message in messages]
     system = spoken.pop(0)[1] if spoken[0][0] == "system" else ""
     for at, (role, text) in enumerate(spoken):
@@ -145,7 +166,7 @@ def _message(message: object, role_key: str, text_key: str, clean: Clean) -> tup
     name = message.get(role_key)
     role = ROLES.get(name.lower()) if isinstance(name, str) else None
     if role is None:
-        raise RowError(f"unknown role: {name!r}")
+        raise RowError("unknown role: " + (f"'{shown(name)}'" if isinstance(name, str) else _kind_of(name)))
     if role == "tool" or message.get("tool_calls") or message.get("function_call"):
         raise RowError("tool message")
     if message.get("weight") == 0:
@@ -154,13 +175,15 @@ def _message(message: object, role_key: str, text_key: str, clean: Clean) -> tup
     if isinstance(content, list):  # OpenAI's content parts
         if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
             raise RowError("message with parts that are not text")
+        for part in content:
+            _refuse_repeated(part)
         return role, clean("".join(_text(part.get("text"), "text", str) for part in content))
     return role, _text(content, text_key, clean)
 
 
 def _refuse_repeated(row: Row) -> None:
     if isinstance(row, RepeatedKeys):
-        raise RowError(f"key twice: '{row.repeated}'")
+        raise RowError(f"key twice: '{shown(row.repeated)}'")
 
 
 # ---- from a row to a schema
@@ -212,5 +235,5 @@ def parse(value: object, schema: str, clean: Clean, *, allow_empty_response: boo
     category = _field(value, ("category",), str.strip, may_be_empty=True)
     split = _field(value, ("split",), str.strip, may_be_empty=True)
     if split and split.lower() not in SPLIT_NAMES:
-        raise RowError(f"unknown split: '{split}' is none of {', '.join(SPLIT_NAMES)}")
+        raise RowError(f"unknown split: '{shown(split)}' is none of {', '.join(SPLIT_NAMES)}")
     return instruction._replace(category=category or None, split=SPLIT_NAMES[split.lower()] if split else None)

@@ -12,8 +12,8 @@ from stages.tokens.split_tokens import SplitTokens
 def audit(split: SplitTokens, arrays: TokenArrays, end_of_text: int) -> dict[str, Any]:
     """Figures of one split for metrics/tokens.json; fractions are rounded to six digits.
 
-    `eos_trained_fraction` is the share of examples whose end-of-text carries a loss: below 1 a model does not learn to
-    stop.
+    `eos_trained_fraction` is the share of examples whose last target is an end-of-text that carries a loss: below 1 a
+    model does not learn to stop.
     """
     num_rows, width = arrays.example.shape
     tokens = supervised = 0
@@ -24,7 +24,9 @@ def audit(split: SplitTokens, arrays: TokenArrays, end_of_text: int) -> dict[str
         real = example != NO_EXAMPLE
         tokens += int(real.sum())
         supervised += int((labels != IGNORE_INDEX).sum())
-        ends[example[(labels == end_of_text) & real]] = True
+        following = np.full_like(example, NO_EXAMPLE)
+        following[:, :-1] = example[:, 1:]
+        ends[example[(example != following) & (labels == end_of_text)]] = True
     return {
         "examples": len(arrays.ids),
         "rows": num_rows,

@@ -37,21 +37,24 @@ def label(examples: Iterable[Sequence[Segment]], tokenizer: Tokenizer, max_seq_l
 
     End-of-text is appended unless the template's own closing text already is that token. What is too long loses tokens
     from its end, back into a response, and still ends with end-of-text; it is dropped if no response token is left.
+    So is what has no token before its end-of-text: there would be nothing to predict it from.
     """
     encoded = tokenizer.encode_examples(examples)
-    stops = encoded.offsets[1:]
-    open_ends = stops[encoded.ids[stops - 1] != tokenizer.end_of_text]
+    stops = encoded.offsets[1:][np.diff(encoded.offsets) > 0]
+    closed = (encoded.ids[stops - 1] == tokenizer.end_of_text) & encoded.in_response[stops - 1]
+    open_ends = stops[~closed]
     tokens = np.insert(encoded.ids, open_ends, tokenizer.end_of_text)
     in_response = np.insert(encoded.in_response, open_ends, True)
     offsets = encoded.offsets + np.searchsorted(open_ends, encoded.offsets, side="right")
-    sizes = np.diff(offsets)
-    truncated = sizes > max_seq_len + 1
+    whole = np.diff(offsets)
+    sizes, truncated = whole.copy(), whole > max_seq_len + 1
     for at in np.flatnonzero(truncated):
         start, stop = offsets[at], offsets[at + 1]
         sizes[at] = _truncate(tokens[start:stop], in_response[start:stop], max_seq_len, tokenizer.end_of_text)
-    if truncated.any():
-        within = np.arange(len(tokens)) - np.repeat(offsets[:-1], np.diff(offsets))
-        left = within < np.repeat(sizes, np.diff(offsets))
+    sizes[sizes < 2] = 0
+    if (sizes < whole).any():
+        within = np.arange(len(tokens)) - np.repeat(offsets[:-1], whole)
+        left = within < np.repeat(sizes, whole)
         tokens, in_response = tokens[left], in_response[left]
     kept = np.flatnonzero(sizes)
     offsets = np.concatenate([[0], np.cumsum(sizes[kept])])

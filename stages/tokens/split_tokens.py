@@ -17,6 +17,9 @@ from stages.tokens.labels import Examples, join, label
 from stages.tokens.packing import pack
 from stages.tokens.tokenizer import Tokenizer
 
+BATCH = 2048
+"""Prompts that one thread takes at a time."""
+
 
 class SplitTokens(NamedTuple):
     """A tokenized split and what became of its prompts."""
@@ -59,7 +62,7 @@ def _labelled(path: Path, tokenizer: Tokenizer, max_seq_len: int) -> Iterator[tu
     waiting: deque[tuple[pa.RecordBatch, Future[Examples]]] = deque()
     total = count_parquet(path)
     with ThreadPoolExecutor(threads) as pool, bar(f"tokenizing {path.stem}", total) as progress:
-        for batch in iterate_prompts(path, ("id", "file", "line", "segments")):
+        for batch in iterate_prompts(path, ("id", "file", "line", "segments"), BATCH):
             waiting.append((batch, pool.submit(_label_batch, batch, tokenizer, max_seq_len)))
             if len(waiting) > 2 * threads:
                 progress.advance(len(waiting[0][0]))

@@ -10,6 +10,7 @@ encoded as plain text. Many examples are encoded in one call: control tokens and
 stand in the joined text as special tokens between NUL characters, which plain text does not hold.
 """
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tiktoken
 from tokenizers import Tokenizer as OwnTokenizer
+from tokenizers.models import BPE
+from tokenizers.normalizers import Normalizer
 
 from stages.instructions.templates import Segment
 from stages.pipeline.errors import UserError
@@ -27,8 +30,16 @@ from stages.pipeline.files import read_json
 # of one character does not exhaust the regular expression's stack (openai/tiktoken, pull request 258).
 BYTE_LEVEL = r"'(?:[sdmt]|re|ve|ll)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
+# What tokenizers takes for a digit: those of Unicode 17, of which tiktoken's \p{N} has none yet.
+DIGIT = r"\p{N}\x{11DE0}-\x{11DE9}\x{16FF4}-\x{16FF6}"
+
 # The same after each digit was cut out on its own: white space before a digit ends a piece, so it stays whole.
-DIGITS_THEN_BYTE_LEVEL = r"\p{N}|'(?:[sdmt]|re|ve|ll)| ?\p{L}++| ?[^\s\p{L}\p{N}]++|\s++(?=\p{N})|\s++$|\s+(?!\S)|\s"
+DIGITS_THEN_BYTE_LEVEL = (
+    rf"[{DIGIT}]|'(?:[sdmt]|re|ve|ll)| ?\p{{L}}++| ?[^\s\p{{L}}{DIGIT}]++|\s++(?=[{DIGIT}])|\s++$|\s+(?!\S)|\s"
+)
+
+NORMAL_FORMS = {None, "NFC", "NFD", "NFKC", "NFKD"}
+"""Normalizers that leave a NUL alone and compose nothing across it, so that many texts go through them at once."""
 
 PROBES = (
     "The quick brown fox jumps over 13 lazy dogs, doesn't it?",
@@ -80,10 +91,10 @@ class Tokenizer:
             self._own = OwnTokenizer.from_file(str(path))
         except Exception as error:  # the library raises nothing more particular
             raise UserError(f"{path}: not a tokenizer ({error}); fetch the model again") from None
-        self._own.encode_special_tokens = True
         added = {token["content"]: token["id"] for token in spec.get("added_tokens") or []}
         self.control_tokens = {t["content"]: t["id"] for t in spec.get("added_tokens") or [] if t["special"]}
         self.end_of_text = _end_of_text(folder, self.control_tokens)
+        self._encoder = _encoder(spec, self._own, self.control_tokens)
         self._control = re.compile("|".join(re.escape(t) for t in sorted(self.control_tokens, key=len, reverse=True)))
         self._cut: dict[str, list[str | int]] = {}
         self._marks = {mark: f"\0{mark}\0" for mark in (TURN, END, *self.control_tokens.values())}
@@ -91,7 +102,7 @@ class Tokenizer:
         try:
             ranks, ids = _ranks(spec)
             apart = [token["content"] for token in spec.get("added_tokens") or [] if not token["special"]]
-            self._fast = _Fast(_pattern(spec), ranks, ids, self._marks, apart)
+            self._fast = _Fast(_pattern(spec), ranks, ids, self._marks, apart, self._own.normalizer)
             self._bytes = dict(zip(ids, ranks, strict=True))
             self._bytes.update({token_id: token.encode() for token, token_id in added.items()})
             if any(self.encode(text) != self._encode_alone([text]) for text in PROBES):
@@ -133,9 +144,17 @@ class Tokenizer:
 
     def token(self, token_id: int) -> str:
         """One token for a reader: bytes that are no whole character as \\x.., a token of no text by its name."""
-        if self.engine == "tokenizers":
-            return self.decode([token_id]) or str(self._own.id_to_token(token_id))
-        return self._bytes.get(token_id, b"").decode("utf-8", errors="backslashreplace")
+        if self.engine == "tiktoken":
+            return self._bytes.get(token_id, b"").decode("utf-8", errors="backslashreplace")
+        text = self.continuation([token_id])
+        return str(self._own.id_to_token(token_id)) if text in ("", "\ufffd") else text
+
+    def continuation(self, ids: Sequence[int]) -> str:
+        """What tokens add to a text that they follow: some decoders leave out white space at the beginning of one."""
+        if self.engine == "tiktoken":
+            return self.decode(ids)
+        before = self._encoder.encode("a", add_special_tokens=False).ids
+        return self.decode([*before, *ids]).removeprefix(self.decode(before))
 
     def _pieces(self, segments: Sequence[Segment]) -> list[str | int]:
         """Plain texts, control tokens by id, and marks."""
@@ -182,8 +201,8 @@ class Tokenizer:
                 stretches[-1] += piece
             else:
                 stretches.append(piece)
-        texts = [s.encode("utf-8", errors="replace").decode() for s in stretches if isinstance(s, str)]
-        encoded = iter(self._own.encode_batch_fast(texts, add_special_tokens=False))
+        texts = [_whole(stretch) for stretch in stretches if isinstance(stretch, str)]
+        encoded = iter(self._encoder.encode_batch_fast(texts, add_special_tokens=False))
         ids: list[int] = []
         for stretch in stretches:
             ids += next(encoded).ids if isinstance(stretch, str) else [stretch]
@@ -194,7 +213,13 @@ class _Fast:
     """A tiktoken encoding over merge ranks; `apart` are added tokens that count in any text, which it does not know."""
 
     def __init__(
-        self, pattern: str, ranks: dict[bytes, int], ids: list[int], marks: dict[int, str], apart: list[str]
+        self,
+        pattern: str,
+        ranks: dict[bytes, int],
+        ids: list[int],
+        marks: dict[int, str],
+        apart: list[str],
+        normalizer: Normalizer | None,
     ) -> None:
         special = {mark: len(ranks) + at for at, mark in enumerate(marks.values())}
         self._encoding = tiktoken.Encoding("model", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
@@ -202,25 +227,35 @@ class _Fast:
         self._ids = np.array([*ids, *marks], dtype=np.int32)
         self._marks = marks
         self._missing = bytes(byte for byte in range(1, 256) if bytes([byte]) not in ranks)
-        self._apart = re.compile(b"|".join(re.escape(token.encode()) for token in apart)) if apart else None
+        self._apart = re.compile("|".join(map(re.escape, apart))) if apart else None
+        self._normalizer = normalizer
 
     def encode(self, pieces: Sequence[str | int]) -> np.ndarray | None:
         """Ids, int32; None where a text holds what tiktoken cannot encode as the model's own tokenizer does.
 
         That is a NUL, a byte that the vocabulary lacks, an added token, or a run too long for the pattern.
         """
-        joined = "".join([piece if isinstance(piece, str) else self._marks[piece] for piece in pieces])
-        raw = joined.encode("utf-8", errors="replace")
+        joined = _whole("".join([piece if isinstance(piece, str) else self._marks[piece] for piece in pieces]))
+        if self._apart and self._apart.search(joined):
+            return None
+        if self._normalizer and not joined.isascii():
+            joined = self._normalizer.normalize_str(joined)
+            if self._apart and self._apart.search(joined):
+                return None
+        raw = joined.encode()
         num_marks = sum(not isinstance(piece, str) for piece in pieces)
         if raw.count(b"\0") != 2 * num_marks or len(raw.translate(None, delete=self._missing)) < len(raw):
             return None
-        if self._apart and self._apart.search(raw):
-            return None
         try:
-            found = self._encoding.encode_to_numpy(raw.decode(), allowed_special=self._special, disallowed_special=())
+            found = self._encoding.encode_to_numpy(joined, allowed_special=self._special, disallowed_special=())
         except ValueError:  # the pattern runs out of stack
             return None
         return self._ids[found]
+
+
+def _whole(text: str) -> str:
+    """The text with ? for half a surrogate pair, which neither library takes."""
+    return text.encode("utf-8", errors="replace").decode()
 
 
 def _split_after(pieces: list[str | int], mark: int) -> list[list[str | int]]:
@@ -230,6 +265,31 @@ def _split_after(pieces: list[str | int], mark: int) -> list[list[str | int]]:
         if piece == mark:
             parts.append([])
     return parts[:-1]
+
+
+def _encoder(spec: dict[str, Any], own: OwnTokenizer, control_tokens: dict[str, int]) -> OwnTokenizer:
+    """The model's own tokenizer, to which control tokens in a text are text.
+
+    Unigram and others with a vocabulary of whole pieces would find them there all the same: they get names that no
+    text holds. BPE comes to a token by its merges alone.
+    """
+    model = spec["model"]
+    vocab = model.get("vocab")
+    if model["type"] != "BPE":
+        pieces = vocab if isinstance(vocab, dict) else {piece: at for at, (piece, _) in enumerate(vocab)}
+        unknown = model.get("unk_token", model.get("unk_id"))
+        hidden = {piece for piece, at in pieces.items() if piece in control_tokens and unknown not in (piece, at)}
+        if isinstance(vocab, dict):
+            vocab = {f"\0{piece}" if piece in hidden else piece: at for piece, at in vocab.items()}
+        else:
+            vocab = [[f"\0{piece}" if piece in hidden else piece, score] for piece, score in vocab]
+        added = [token for token in spec.get("added_tokens") or [] if token["content"] not in hidden]
+        changed = {"model": model | {"vocab": vocab}, "added_tokens": added, "post_processor": None}
+        own = OwnTokenizer.from_str(json.dumps(spec | changed))
+    own.encode_special_tokens = True
+    own.no_truncation()  # a file may ask for both; transformers overrides them
+    own.no_padding()
+    return own
 
 
 def _end_of_text(folder: Path, control_tokens: dict[str, int]) -> int:
@@ -250,7 +310,8 @@ def _end_of_text(folder: Path, control_tokens: dict[str, int]) -> int:
 def _ranks(spec: dict[str, Any]) -> tuple[dict[bytes, int], list[int]]:
     """Rank of each token's bytes in the order of merges, and the token id of each rank."""
     model = spec["model"]
-    if model.get("type") != "BPE" or model.get("byte_fallback"):
+    others = ("byte_fallback", "dropout", "continuing_subword_prefix", "end_of_word_suffix")
+    if model.get("type") != "BPE" or any(model.get(key) for key in others):
         raise UnsupportedError("not a byte-level BPE tokenizer")
     to_byte = {character: byte for byte, character in _byte_characters().items()}
     ranks: dict[bytes, int] = {}
@@ -261,19 +322,29 @@ def _ranks(spec: dict[str, Any]) -> tuple[dict[bytes, int], list[int]]:
         if raw not in ranks:
             ranks[raw] = len(ids)
             ids.append(model["vocab"][token])
+        elif ranks[raw] < len(ids) - 1:
+            raise UnsupportedError(f"token {token} comes from merges far apart")
 
     try:
         for character in _byte_characters().values():
             if character in model["vocab"]:
                 add(character)
-        for merge in model["merges"]:
-            left, right = merge if isinstance(merge, list) else merge.split(" ")
+        merges = [tuple(merge if isinstance(merge, list) else merge.split(" ")) for merge in model["merges"]]
+        for left, right in merges:
             add(left + right)
     except KeyError as error:
         raise UnsupportedError(f"token {error} has no id or no bytes") from None
     added = {token["content"] for token in spec.get("added_tokens") or []}
     if model.get("ignore_merges") and set(model["vocab"].values()) - set(ids) - {model["vocab"].get(t) for t in added}:
         raise UnsupportedError("some tokens come from no merge")
+    # tiktoken joins any two neighbours that make a token, the model's own only those that a merge names. Neighbours
+    # that make a token have come about as in that token alone (a merge across its ends would have left no such
+    # neighbours), so it is enough that no token alone is left in two; in more, tiktoken takes it only as a whole piece.
+    plain = BPE(model["vocab"], merges)
+    for left, right in merges:
+        parts = len(plain.tokenize(left + right))
+        if parts == 2 or (parts > 2 and not model.get("ignore_merges")):
+            raise UnsupportedError(f"its merges do not lead to token {left + right}")
     return ranks, ids
 
 
@@ -283,7 +354,8 @@ def _pattern(spec: dict[str, Any]) -> str:
     steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
     kinds = [step.get("type") for step in steps]
     last = steps[-1]
-    whole = spec.get("normalizer") is None and last.get("type") == "ByteLevel" and not last.get("add_prefix_space")
+    form = (spec.get("normalizer") or {}).get("type")
+    whole = form in NORMAL_FORMS and last.get("type") == "ByteLevel" and not last.get("add_prefix_space")
     if whole and kinds == ["ByteLevel"] and last.get("use_regex", True):
         return BYTE_LEVEL
     if whole and kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits") and last.get("use_regex", True):
@@ -292,7 +364,7 @@ def _pattern(spec: dict[str, Any]) -> str:
         split = steps[0]
         if "Regex" in split["pattern"] and split["behavior"] == "Isolated" and not split.get("invert"):
             return str(split["pattern"]["Regex"])
-    raise UnsupportedError(f"cuts text by {kinds}")
+    raise UnsupportedError(f"cuts text by {kinds}, normalizer {form}")
 
 
 def _byte_characters() -> dict[int, str]:

@@ -1,210 +1,366 @@
-"""Raw instruction files: every row comes out as an instruction or as a rejection with file, line and reason."""
+"""A folder of raw files: every row comes out, as an instruction or rejected with file, line and reason."""
 
+import csv
+import io
 import json
 import tempfile
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stages.instructions.readers import Instruction, Rejected, read_folder
+from stages.instructions.instruction import Instruction, Rejected, Turn
+from stages.instructions.readers import MAX_KEYS, MAX_UNKNOWN
+from stages.instructions.schemas import SCHEMAS
 from stages.pipeline.errors import UserError
+from tests.instructions.raw_data import COMPRESSIONS, SUFFIXES, places, raw_folder, write
 
 ROW = {"instruction": "Add.", "input": "1 2", "output": "3", "category": "arithmetic"}
+LINE = json.dumps(ROW)
+MESSAGES = [{"role": "user", "content": "Hi!"}, {"role": "assistant", "content": "Hello."}]
 
 
-def read(folder: Path, **files: str | bytes) -> list[Instruction | Rejected]:
-    """Write files (`a_jsonl` for a.jsonl) and read the folder."""
-    for name, content in files.items():
-        path = folder / name.replace("_", ".")
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return list(read_folder(folder))
+def lines(*rows: object) -> str:
+    return "\n".join(map(json.dumps, rows))
 
 
-def without(key: str) -> dict[str, str]:
-    return {name: value for name, value in ROW.items() if name != key}
+# ---- a row
 
 
-def places(rows: list[Instruction | Rejected]) -> list[tuple[str, int]]:
-    return [(row.file, row.line) for row in rows]
-
-
-REJECTED: list[tuple[Any, str]] = [
-    (["Add."], "expected an object, got list"),
-    ("Add.", "expected an object, got str"),
-    (None, "expected an object, got NoneType"),
-    (without("instruction"), "'instruction' is missing"),
-    (without("output"), "'output' is missing"),
-    (ROW | {"instruction": None}, "'instruction' is missing"),
-    (ROW | {"output": 3}, "'output' is int, not text"),
-    (ROW | {"input": ["1", "2"]}, "'input' is list, not text"),
-    (ROW | {"category": False}, "'category' is bool, not text"),
-    (ROW | {"instruction": ""}, "'instruction' is empty"),
-    (ROW | {"output": " \n\t"}, "'output' is empty"),
-    (ROW | {"instruction": "a\ud83d"}, "'instruction' holds half a surrogate pair, which is not text"),
-    (ROW | {"input": "\ude00b"}, "'input' holds half a surrogate pair, which is not text"),
-    (ROW | {"output": "\ude00\ud83d"}, "'output' holds half a surrogate pair, which is not text"),
-    (ROW | {"category": "\ud83d"}, "'category' holds half a surrogate pair, which is not text"),
-]
-
-
-@pytest.mark.parametrize(("row", "reason"), REJECTED)
-def test_a_row_that_cannot_be_used_is_rejected_at_its_place(tmp_path: Path, row: Any, reason: str) -> None:
-    lines = [json.dumps(ROW), "", json.dumps(row), json.dumps(ROW | {"output": "4"})]
-    first, rejected, last = read(tmp_path, a_jsonl="\n".join(lines))
-    assert rejected == Rejected("a.jsonl", 3, reason)
-    assert [type(first), type(last)] == [Instruction, Instruction]
-    assert places([first, last]) == [("a.jsonl", 1), ("a.jsonl", 4)]
-
-
-def test_a_row_comes_out_whole_and_stripped(tmp_path: Path) -> None:
-    row = {"instruction": " Add.\n", "input": "\t1 2", "output": "3 ", "category": " arithmetic ", "more": [1]}
-    assert read(tmp_path, a_jsonl=json.dumps(row)) == [Instruction("Add.", "1 2", "3", "arithmetic", "a.jsonl", 1)]
-
-
-@pytest.mark.parametrize("row", [{}, {"input": None, "category": None}, {"input": "", "category": " "}])
-def test_input_and_category_may_be_left_out_null_or_empty(tmp_path: Path, row: dict[str, Any]) -> None:
-    rows = read(tmp_path, a_jsonl=json.dumps({"instruction": "Say yes.", "output": "Yes."} | row))
-    assert rows == [Instruction("Say yes.", "", "Yes.", None, "a.jsonl", 1)]
-
-
-def test_a_whole_surrogate_pair_is_text(tmp_path: Path) -> None:
-    (row,) = read(tmp_path, a_jsonl='{"instruction": "Smile.", "output": "\\ud83d\\ude00"}')
-    assert isinstance(row, Instruction)
-    assert row.response == "\U0001f600"
-
-
-def test_rows_of_an_array_have_the_line_they_begin_on(tmp_path: Path) -> None:
-    one = json.dumps(ROW)
-    several = json.dumps(ROW | {"output": "a\nb"}, indent=2)  # six lines
-    text = f"\n[\n{several},\n\n  {one}, {one},\n{several}\n  , 5\n]\n"
-    rows = read(tmp_path, a_json=text)
-    assert places(rows) == [("a.json", line) for line in (3, 10, 10, 11, 17)]
-    assert text.split("\n")[16] == "  , 5"
-    assert rows[-1] == Rejected("a.json", 17, "expected an object, got int")
-
-
-def test_an_empty_array_holds_no_row(tmp_path: Path) -> None:
-    assert read(tmp_path, a_json=" [ \n ] ") == []
-
-
-def test_a_byte_order_mark_and_windows_line_ends_change_nothing(tmp_path: Path) -> None:
-    lines = [json.dumps(ROW), json.dumps(ROW | {"output": "4"}), "", "5"]
-    plain = read(tmp_path, a_jsonl="\n".join(lines))
-    assert read(tmp_path, a_jsonl=b"\xef\xbb\xbf" + "\r\n".join(lines).encode()) == plain
-    (tmp_path / "a.jsonl").unlink()
-    array = json.dumps([ROW, ROW | {"output": "4"}], indent=1)
-    plain = read(tmp_path, a_json=array)
-    assert read(tmp_path, a_json=b"\xef\xbb\xbf" + array.replace("\n", "\r\n").encode()) == plain
-
-
-def test_other_line_separators_of_unicode_end_no_line(tmp_path: Path) -> None:
-    texts = ["a\u2028b", "a\u0085b", "a\u000bb"]
-    lines = [json.dumps(ROW | {"output": text}, ensure_ascii=False) for text in texts[:2]]
-    rows = read(tmp_path, a_jsonl="\n".join([*lines, json.dumps(ROW | {"output": texts[2]})]))
-    assert [row.response for row in rows if isinstance(row, Instruction)] == texts
-
-
-def test_folders_are_read_in_sorted_order_and_files_for_people_are_not(tmp_path: Path) -> None:
-    for name in ("b/z.jsonl", "b/a/x.json", "c.jsonl", "a.json"):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"[{json.dumps(ROW)}]" if path.suffix == ".json" else json.dumps(ROW))
-    for name in ("README.md", "b/notes.md", ".gitignore", ".DS_Store", ".hidden/broken.json", "b/.half.jsonl"):
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("{ not data")
-    rows = list(read_folder(tmp_path))
-    assert places(rows) == [(name, 1) for name in ("a.json", "b/a/x.json", "b/z.jsonl", "c.jsonl")]
-
-
-@pytest.mark.parametrize("name", ["rows.csv", "rows.txt", "rows", "rows.JSON", "rows.jsonl.gz"])
-def test_a_file_of_another_kind_is_refused(tmp_path: Path, name: str) -> None:
-    (tmp_path / "a.jsonl").write_text(json.dumps(ROW))
-    (tmp_path / name).write_text("x")
-    with pytest.raises(UserError, match=rf"^{tmp_path}/{name}: cannot read '.*' files; convert"):
-        list(read_folder(tmp_path))
-
-
-def test_a_folder_without_data_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"^{tmp_path}/raw: not found"):
-        list(read_folder(tmp_path / "raw"))
-    (tmp_path / "README.md").write_text("about")
-    with pytest.raises(UserError, match=rf"^{tmp_path}: holds no data"):
-        list(read_folder(tmp_path))
-
-
-ROW_TEXT = json.dumps(ROW)
-BROKEN: list[tuple[str, bytes | str, int]] = [
-    ("a_jsonl", f"{ROW_TEXT}\n\n{ROW_TEXT[:-1]}\n{ROW_TEXT}", 3),
-    ("a_jsonl", f"{ROW_TEXT}{ROW_TEXT}", 1),
-    ("a_jsonl", f"{ROW_TEXT}\n" + "[" * 100_000, 2),
-    ("a_jsonl", f"{ROW_TEXT}\n" + "9" * 5000, 2),
-    ("a_json", f"[\n{ROW_TEXT},\n{ROW_TEXT[:-1]}\n]", 4),
-    ("a_json", f"[\n{ROW_TEXT}\n{ROW_TEXT}]", 3),
-    ("a_json", f"[\n{ROW_TEXT},\n", 3),
-    ("a_json", f"[\n{ROW_TEXT}\n", 3),
-    ("a_json", f"\n{ROW_TEXT}", 2),
-    ("a_json", "", 1),
-    ("a_json", f"[\n{ROW_TEXT},\n" + "[" * 100_000, 3),
-    ("a_json", f"[\n{ROW_TEXT},\n{'9' * 5000}]", 3),
-    ("a_json", f"[{ROW_TEXT}]\n[{ROW_TEXT}]", 2),
-    ("a_json", f"[{ROW_TEXT}]\n\n]", 3),
-]
-
-
-@pytest.mark.parametrize(("name", "content", "line"), BROKEN)
-def test_broken_json_is_named_with_its_line(tmp_path: Path, name: str, content: str | bytes, line: int) -> None:
-    with pytest.raises(UserError, match=rf"^{tmp_path}/{name.replace('_', '.')}:{line}: .*JSON"):
-        read(tmp_path, **{name: content})
-
-
-def test_text_that_is_not_utf_8_is_named_with_its_byte(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"^{tmp_path}/a\.jsonl: not UTF-8 at byte 18; "):
-        read(tmp_path, a_jsonl='{"instruction": "Gr\u00fc\u00df"}'.encode("latin-1").replace(b"Gr", b"G"))
+def test_a_row_comes_out_whole_with_its_place(tmp_path: Path) -> None:
+    write(tmp_path, "deep/a.jsonl", lines(ROW, ROW | {"output": 3}, ROW | {"split": "dev"}))
+    assert list(raw_folder(tmp_path).rows()) == [
+        Instruction("Add.", "3", "1 2", category="arithmetic", file="deep/a.jsonl", line=1),
+        Rejected("deep/a.jsonl", 2, "'output' is int, not text"),
+        Instruction("Add.", "3", "1 2", category="arithmetic", split="validation", file="deep/a.jsonl", line=3),
+    ]
 
 
 def test_ids_are_hashes_of_the_content_alone() -> None:
-    row = Instruction("Add.", "1 2", "3", "arithmetic", "a.jsonl", 1)
+    row = Instruction("Add.", "3", "1 2")
     # printf '["Add.", "1 2", "3"]' | sha256sum
     assert row.id == "f4a33ef8209a64d8"
-    assert Instruction("Add.", "1 2", "3", None, "b/c.json", 99).id == row.id
+    assert row._replace(category="arithmetic", split="test", file="b/c.json", line=99).id == row.id
     # printf '["Grüße.", "", "你好 😀"]' | sha256sum
-    assert Instruction("Gr\u00fc\u00dfe.", "", "\u4f60\u597d \U0001f600", None, "a.jsonl", 1).id == "3bc61384fe54af47"
-    others = [("Add", "1 2", "3"), ("Add.", "1 2 3", ""), ("Add.", "", "1 23"), ("1 2", "Add.", "3")]
-    assert len({row.id, *(Instruction(*texts, None, "a.jsonl", 1).id for texts in others)}) == 5
+    assert Instruction("Gr\u00fc\u00dfe.", "\u4f60\u597d \U0001f600").id == "3bc61384fe54af47"
+    # printf '["Add.", "1 2", "3", "Be brief.", [["Hi!", "Hello."]]]' | sha256sum
+    spoken = row._replace(system="Be brief.", history=(Turn("Hi!", "Hello."),))
+    assert spoken.id == "8332c2ac2dadc300"
+    others = [
+        Instruction("Add", "3", "1 2"),
+        Instruction("Add.", "", "1 2 3"),
+        Instruction("Add.", "1 23"),
+        Instruction("1 2", "3", "Add."),
+        row._replace(system="Be brief."),
+        row._replace(history=(Turn("Hi!", "Hello."),)),
+        spoken._replace(history=(Turn("Hi!Hello.", ""),)),
+    ]
+    assert len({row.id, spoken.id, *(other.id for other in others)}) == 9
 
 
-JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
-    max_leaves=5,
+# ---- several files and schemas
+
+
+def test_files_of_every_schema_lie_side_by_side(tmp_path: Path) -> None:
+    write(tmp_path, "a.csv.zst", 'prompt,completion,split\n"Hi!","Hello.",test\n')
+    write(tmp_path, "b.jsonl.gz", lines({"messages": MESSAGES, "split": "test"}))
+    write(tmp_path, "c/d.json", json.dumps([{"conversations": MESSAGES, "split": "test"}]))
+    table = pa.Table.from_pylist([{"instruction": "Hi!", "output": "Hello.", "split": "test"}])
+    pq.write_table(table, tmp_path / "e.parquet")
+    in_csv = io.StringIO()
+    csv.writer(in_csv).writerows([["messages", "split"], [json.dumps(MESSAGES), "test"]])
+    write(tmp_path, "f.csv", in_csv.getvalue())
+    folder = raw_folder(tmp_path, max_rejected_fraction=0)
+    rows = list(folder.rows())
+    assert places(rows) == [("a.csv.zst", 2), ("b.jsonl.gz", 1), ("c/d.json", 1), ("e.parquet", 1), ("f.csv", 2)]
+    texts = {row._replace(file="", line=0) for row in rows if isinstance(row, Instruction)}
+    assert texts == {Instruction("Hi!", "Hello.", split="test")}
+    found = {name: counts.schema for name, counts in folder.files.items()}
+    assert list(found.values()) == ["prompt_completion", "messages", "sharegpt", "alpaca", "messages"]
+
+
+def test_the_first_row_that_shows_its_schema_decides_for_its_file(tmp_path: Path) -> None:
+    write(tmp_path, "a.jsonl", lines(3, {}, ROW, {"messages": MESSAGES}, ROW))
+    rows = list(raw_folder(tmp_path).rows())
+    reasons = {row.line: row.reason for row in rows if isinstance(row, Rejected)}
+    assert reasons == {1: "no known schema", 2: "no known schema", 4: "'instruction' is missing"}
+    assert len(rows) == 5
+
+
+def test_a_schema_that_is_fixed_is_not_recognised(tmp_path: Path) -> None:
+    write(tmp_path, "a.jsonl", lines(ROW | {"messages": MESSAGES}, ROW))
+    recognised = list(raw_folder(tmp_path).rows())
+    fixed = list(raw_folder(tmp_path, row_schema="alpaca").rows())
+    assert [type(row) for row in recognised] == [Instruction, Rejected]
+    assert [row.instruction for row in fixed if isinstance(row, Instruction)] == ["Add.", "Add."]
+
+
+@pytest.mark.parametrize("count", [1, 10 * MAX_UNKNOWN])
+def test_a_file_of_no_known_schema_is_refused_with_its_keys(tmp_path: Path, count: int) -> None:
+    path = write(tmp_path, "a.jsonl", lines(*[{"question": "Add.", "answer": "3", "\ud83d": 0}] * count))
+    with pytest.raises(UserError, match=rf"^{path}: no known schema: rows have question, answer, \\ud83d; known are"):
+        list(raw_folder(tmp_path).rows())
+
+
+@pytest.mark.parametrize("value", [3, {}, "text"])
+def test_no_row_after_many_of_no_schema_is_passed_over_in_silence(tmp_path: Path, value: object) -> None:
+    path = write(tmp_path, "a.jsonl", lines(*[value] * MAX_UNKNOWN, ROW))
+    assert len(list(raw_folder(tmp_path).rows())) == MAX_UNKNOWN + 1
+    path = write(tmp_path, "a.jsonl", lines(*[value] * MAX_UNKNOWN, value, ROW))
+    with pytest.raises(UserError, match=f"^{path}: no known schema: rows have no keys"):
+        list(raw_folder(tmp_path).rows())
+
+
+def test_broken_lines_do_not_hide_a_schema(tmp_path: Path) -> None:
+    write(tmp_path, "a.jsonl", "{\n" * 2 * MAX_UNKNOWN + lines(3, ROW))
+    rows = list(raw_folder(tmp_path).rows())
+    assert isinstance(rows[-1], Instruction)
+    assert rows[-1].line == len(rows) == 2 * MAX_UNKNOWN + 2
+
+
+# ---- columns of other names
+
+
+def test_columns_can_have_other_names(tmp_path: Path) -> None:
+    asked = {"question": "Add.", "answer": "3", "topic": "arithmetic", "output": "not this", "instruction": None}
+    write(tmp_path, "a.jsonl", lines(asked))
+    write(tmp_path, "b.jsonl", lines(ROW))
+    columns = {"instruction": "question", "output": "answer", "category": "topic"}
+    folder = raw_folder(tmp_path, columns=columns)
+    first, second = folder.rows()
+    assert first == Instruction("Add.", "3", category="arithmetic", file="a.jsonl", line=1)
+    assert second == Instruction("Add.", "3", "1 2", category="arithmetic", file="b.jsonl", line=1)
+    assert folder.files["a.jsonl"].ignored_keys == {}
+
+
+def test_columns_can_swap_names_and_hold_messages(tmp_path: Path) -> None:
+    write(tmp_path, "a.jsonl", lines({"prompt": "Hello.", "completion": "Hi!"}))
+    write(tmp_path, "b.jsonl", lines({"chat": MESSAGES}))
+    rows = raw_folder(tmp_path, columns={"prompt": "completion", "completion": "prompt", "messages": "chat"}).rows()
+    texts = [(row.instruction, row.response) for row in rows if isinstance(row, Instruction)]
+    assert texts == [("Hi!", "Hello.")] * 2
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"answer": "output"}, "no field 'answer'; known: category, completion, "),
+        ({"output": "anwser"}, "no row of .* has the column 'anwser' named for 'output'"),
+        ({"instruction": "text", "output": "text"}, "column 'text' stands for two fields"),
+    ],
 )
-ROW_LIKE = st.dictionaries(st.sampled_from([*ROW, "other"]), st.text(max_size=5) | JSON_VALUES)
+def test_columns_that_cannot_be_are_refused(tmp_path: Path, columns: dict[str, str], message: str) -> None:
+    write(tmp_path, "a.jsonl", lines(ROW))
+    with pytest.raises(UserError, match=rf"^format\.columns: {message}"):
+        list(raw_folder(tmp_path, columns=columns).rows())
 
 
-@given(
-    rows=st.lists(JSON_VALUES | ROW_LIKE, max_size=6),
-    escaped=st.booleans(),
-    indent=st.none() | st.integers(0, 2),
-    newline=st.sampled_from(["\n", "\r\n"]),
+def test_a_key_twice_is_rejected_where_columns_have_other_names_too(tmp_path: Path) -> None:
+    good = {"question": "Add.", "answer": "3"}
+    write(tmp_path, "a.jsonl", '{"question": "Add.", "answer": "3", "answer": "4"}\n' + lines(good))
+    folder = raw_folder(tmp_path, columns={"instruction": "question", "output": "answer"})
+    first, second = folder.rows()
+    assert first == Rejected("a.jsonl", 1, "key twice: 'answer'")
+    assert isinstance(second, Instruction)
+
+
+def test_keys_that_are_not_read_are_counted(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        "a.jsonl",
+        lines(ROW | {"id": 1}, ROW | {"id": 2, "\ud83d" * 99: 3}, ROW | {"system": "", "split": ""}),
+    )
+    folder = raw_folder(tmp_path)
+    assert [type(row) for row in folder.rows()] == [Instruction] * 3
+    assert folder.files["a.jsonl"].ignored_keys == {"id": 2, r"\ud83d" * 40 + "...": 1}
+
+
+def test_rows_that_each_have_keys_of_their_own_do_not_fill_the_figures(tmp_path: Path) -> None:
+    write(tmp_path, "a.jsonl", lines(*(ROW | {"id": 1, f"{number}": 1} for number in range(1000))))
+    folder = raw_folder(tmp_path)
+    assert len(list(folder.rows())) == 1000
+    counted = folder.files["a.jsonl"].ignored_keys
+    assert (counted["id"], counted["(others)"], counted.total()) == (1000, 1001 - MAX_KEYS, 2000)
+
+
+# ---- what stops the run
+
+
+@pytest.mark.parametrize(("rejected", "good", "fraction"), [(29, 71, 0.29), (1, 4, 0.2), (1, 0, 1.0), (0, 1, 0.0)])
+def test_as_many_rejected_rows_as_the_fraction_says_are_borne(
+    tmp_path: Path, rejected: int, good: int, fraction: float
+) -> None:
+    write(tmp_path, "a.jsonl", "{\n" * rejected + f"{LINE}\n" * good)
+    rows = list(raw_folder(tmp_path, max_rejected_fraction=fraction).rows())
+    assert Counter(type(row) for row in rows) == Counter({Rejected: rejected, Instruction: good})
+
+
+def test_one_more_stops_the_run_even_if_all_other_files_are_good(tmp_path: Path) -> None:
+    write(tmp_path, "a.jsonl", f"{LINE}\n" * 1000)
+    bad = write(tmp_path, "b.jsonl", f"{LINE}\n" * 3 + "{\n[]\n{\n")
+    write(tmp_path, "c.jsonl", f"{LINE}\n" * 1000)
+    with pytest.raises(UserError) as raised:
+        list(raw_folder(tmp_path, max_rejected_fraction=0.4).rows())
+    assert str(raised.value) == (
+        f"{bad}: 3 of 6 rows rejected, the first on line 4, most often: broken JSON (2); "
+        "mend the file, or raise format.max_rejected_fraction"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.json", "[ ]"),
+        ("a.jsonl", "\n \r\n"),
+        ("a.csv", "instruction,output\n"),
+        ("a.csv", "\ufeff"),
+        ("a.tsv.gz", ""),
+    ],
 )
-def test_no_row_is_lost_and_none_is_invented(rows: list[Any], escaped: bool, indent: int | None, newline: str) -> None:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        array = json.dumps(rows, ensure_ascii=escaped, indent=indent)
-        lines = [json.dumps(row, ensure_ascii=escaped) for row in rows]
-        (folder / "a.json").write_bytes(array.replace("\n", newline).encode())
-        (folder / "b.jsonl").write_bytes(newline.join(lines).encode())
-        found = list(read_folder(folder))
-    from_array, from_lines = ([row for row in found if row.file == file] for file in ("a.json", "b.jsonl"))
-    assert [row.line for row in from_lines] == list(range(1, len(rows) + 1))
-    assert [_content(row) for row in from_array] == [_content(row) for row in from_lines]
-    assert len(from_array) == len(rows)
-    assert [row.line for row in from_array] == sorted(row.line for row in from_array)
+def test_a_file_without_a_row_is_refused(tmp_path: Path, name: str, content: str) -> None:
+    path = write(tmp_path, name, content)
+    with pytest.raises(UserError, match=f"^{path}: holds no row; remove it"):
+        list(raw_folder(tmp_path).rows())
 
 
-def _content(row: Instruction | Rejected) -> str:
-    return row.id if isinstance(row, Instruction) else row.reason
+# ---- whatever the bytes are
+
+TEXTS = st.text(max_size=5) | st.sampled_from(["Add.", "3", "", " ", "\0", "\ud83d", "user", "assistant", "train"])
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=4,
+)
+KEYS = st.sampled_from(["instruction", "input", "output", "prompt", "completion", "system", "category", "split"])
+MESSAGE = st.fixed_dictionaries({"role": TEXTS | VALUES, "content": TEXTS | VALUES}) | st.sampled_from(MESSAGES)
+CONVERSATIONS = st.dictionaries(st.sampled_from(["messages", "conversations"]), st.lists(MESSAGE, max_size=4))
+ROWS = st.dictionaries(KEYS | TEXTS, TEXTS | VALUES, max_size=5) | CONVERSATIONS | st.just(ROW) | VALUES
+
+
+def encoded(rows: list[Any], suffix: str) -> bytes:
+    """Rows as a file of this kind holds them, or, of what it cannot hold, something near."""
+    if suffix == ".json":
+        return json.dumps(rows, indent=1).encode()
+    if suffix in (".jsonl", ".ndjson"):
+        return "\n".join(map(json.dumps, rows)).encode()
+    tables = [row if isinstance(row, dict) else {"instruction": row} for row in rows]
+    texts = [
+        {key: value if isinstance(value, str) else json.dumps(value) for key, value in row.items()} for row in tables
+    ]
+    if suffix == ".parquet":
+        sink = io.BytesIO()
+        clean = [{_utf8(key): _utf8(text) for key, text in row.items()} for row in texts]
+        pq.write_table(pa.Table.from_pylist([row or {"output": ""} for row in clean]), sink)
+        return sink.getvalue()
+    out = io.StringIO(newline="")
+    writer = csv.DictWriter(out, sorted({key for row in texts for key in row}), delimiter=",\t"[suffix == ".tsv"])
+    writer.writeheader()
+    writer.writerows(texts)
+    return out.getvalue().encode(errors="surrogatepass")
+
+
+def _utf8(text: str) -> str:
+    return text.encode(errors="replace").decode()
+
+
+@st.composite
+def damaged(draw: st.DrawFn, suffix: str) -> bytes:
+    """A file as it should be, then cut, bytes changed, or parts of another put in."""
+    content = encoded(draw(st.lists(ROWS, min_size=1, max_size=5)), suffix)
+    for _ in range(draw(st.integers(0, 3))):
+        # Also from the end: there Parquet has what the rest is read by.
+        at = draw(st.integers(0, len(content)) | st.integers(1, 60).map(lambda back: max(0, len(content) - back)))  # noqa: B023
+        kind = draw(st.sampled_from(["cut", "flip", "put"]))
+        if kind == "cut":
+            content = content[:at]
+        elif kind == "flip" and at < len(content):
+            content = content[:at] + bytes([content[at] ^ draw(st.integers(1, 255))]) + content[at + 1 :]
+        else:
+            other = st.binary(max_size=8) | st.just(encoded([ROW], ".json")) | st.just(b"\r\n\xff\xfe\"'[,")
+            content = content[:at] + draw(other) + content[at + draw(st.integers(0, 8)) :]
+    return content
+
+
+def check_rows(name: str, content: Callable[[Path], object], schema: str) -> None:
+    """Read a file: it gives rows and rejects that can be written, and counts them all; or the one error."""
+    with tempfile.TemporaryDirectory() as place:
+        content(Path(place) / name)
+        folder = raw_folder(Path(place), row_schema=schema)
+        rows: list[Instruction | Rejected] = []
+        try:
+            rows.extend(folder.rows())
+        except UserError as error:
+            assert str(error).startswith(f"{place}/{name}")  # noqa: PT017
+            assert len(str(error)) < 5000  # noqa: PT017
+            return
+    counts = folder.files[name]
+    assert (counts.rows, counts.rejected) == (len(rows), sum(isinstance(row, Rejected) for row in rows))
+    assert [row.line for row in rows] == sorted(row.line for row in rows)
+    json.dumps(counts.ignored_keys, ensure_ascii=False).encode()
+    for row in rows:
+        json.dumps(row, ensure_ascii=False).encode()
+        if isinstance(row, Instruction):
+            assert row.instruction.strip()
+            assert row.response.strip()
+            assert len(row.id) == 16
+        else:
+            assert 0 < len(row.reason) < 500
+            assert len(row.kind) < 80
+
+
+SCHEMA_NAMES = st.sampled_from(["auto", *SCHEMAS])
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@pytest.mark.parametrize("suffix", [*SUFFIXES, ".parquet"])
+@given(data=st.data(), schema=SCHEMA_NAMES)
+def test_any_bytes_give_rows_or_rejects_or_the_one_error(suffix: str, data: st.DataObject, schema: str) -> None:
+    content = data.draw(damaged(suffix) | st.binary(max_size=100))
+    compression = data.draw(st.sampled_from(COMPRESSIONS if suffix != ".parquet" else ("",)))
+    check_rows(f"a{suffix}{compression}", lambda path: write(path.parent, path.name, content), schema)
+
+
+@settings(max_examples=100, deadline=None)
+@pytest.mark.parametrize("compression", [".gz", ".zst"])
+@given(data=st.data(), rows=st.lists(ROWS, max_size=5))
+def test_a_damaged_compression_is_no_other_matter(compression: str, data: st.DataObject, rows: list[Any]) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        whole = write(Path(place), f"a.jsonl{compression}", encoded(rows, ".jsonl")).read_bytes()
+    at = data.draw(st.integers(0, len(whole)))
+    broken = whole[:at] + data.draw(st.binary(max_size=3)) + whole[at + data.draw(st.integers(0, 3)) :]
+    check_rows(f"a.jsonl{compression}", lambda path: path.write_bytes(broken), "auto")
+
+
+LINES = (
+    ROWS.map(json.dumps)
+    | st.text().map(lambda text: "".join(text.splitlines()))
+    | st.sampled_from(["", " ", "{", LINE])
+)
+
+
+@settings(deadline=None)
+@given(texts=st.lists(LINES, max_size=8), newline=st.sampled_from([b"\n", b"\r\n"]), schema=st.sampled_from([*SCHEMAS]))
+def test_no_line_vanishes_and_none_is_invented(texts: list[str], newline: bytes, schema: str) -> None:
+    content = [LINE.encode(), *(text.encode(errors="surrogatepass") for text in texts)]
+    with tempfile.TemporaryDirectory() as place:
+        write(Path(place), "a.jsonl", newline.join(content))
+        rows = list(raw_folder(Path(place), row_schema=schema).rows())
+    assert [row.line for row in rows] == [number for number, line in enumerate(content, start=1) if line.strip()]
+
+
+@settings(deadline=None)
+@given(rows=st.lists(ROWS, min_size=1, max_size=6), schema=st.sampled_from([*SCHEMAS]))
+def test_lines_and_an_array_say_the_same(rows: list[Any], schema: str) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        write(Path(place), "a.json", encoded(rows, ".json"))
+        write(Path(place), "b.jsonl.gz", encoded(rows, ".jsonl"))
+        found = list(raw_folder(Path(place), row_schema=schema).rows())
+    alike = [row._replace(file="", line=0) for row in found]
+    assert len(alike) == 2 * len(rows)
+    assert alike[: len(rows)] == alike[len(rows) :]

@@ -1,5 +1,6 @@
 """The loss: packed as alone, whatever the micro-batches, and nowhere else than it should be."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,29 +16,29 @@ from stages.model.loss import token_losses
 from stages.model.training import MasterWeights, train_step
 from stages.model.validation import label_losses, validate
 from stages.tokens.arrays import TokenArrays, collate
-from stages.tokens.labels import Example
+from stages.tokens.labels import Examples
 from stages.tokens.packing import pack
+from tests.tokens.examples import END, make_examples
 
 CPU = torch.device("cpu")
 
 
-def examples(count: int, seed: int = 0) -> list[Example]:
-    """Random examples of 2 to 60 tokens, the latter part of each a response."""
+def examples(count: int, seed: int = 0) -> Examples:
+    """Random examples of 2 to 58 positions, the latter part of each a response; every third has an earlier one too."""
     dice = np.random.default_rng(seed)
-    made = []
-    for _ in range(count):
-        tokens = dice.integers(3, 1000, dice.integers(3, 60)).astype(np.int32)
-        tokens[-1] = 2
-        prompt = int(dice.integers(1, len(tokens) - 1))
-        made.append(Example(tokens[:-1], tokens[1:], np.arange(1, len(tokens)) >= prompt, truncated=False))
-    return made
+    tokens, in_response = [], []
+    for number in range(count):
+        tokens.append([*dice.integers(3, 1000, dice.integers(2, 59)).tolist(), END])
+        prompt = int(dice.integers(1, len(tokens[-1]) - 1))
+        earlier = range(prompt // 4, prompt // 2) if number % 3 == 0 else ()
+        in_response.append([at >= prompt or at in earlier for at in range(len(tokens[-1]))])
+    return make_examples(tokens, in_response)
 
 
-def arrays(made: list[Example], strategy: str, mask_instruction: bool = True) -> TokenArrays:
-    lengths = [len(example.input_ids) for example in made]
-    rows = pack(lengths, 128) if strategy == "pack" else [[i] for i in range(len(made))]
-    ids = [str(i) for i in range(len(made))]
-    return collate(made, ids, rows, end_of_text=2, mask_instruction=mask_instruction)
+def arrays(made: Examples, strategy: str, mask_instruction: bool = True) -> TokenArrays:
+    row_of = pack(made.lengths, 128) if strategy == "pack" else np.arange(len(made.lengths))
+    ids = [str(i) for i in range(len(row_of))]
+    return collate(made, row_of, ids, end_of_text=END, mask_instruction=mask_instruction)
 
 
 @pytest.fixture(params=["tiny_llama", "tiny_gpt2"])
@@ -50,13 +51,14 @@ def test_a_packed_example_has_the_loss_it_has_alone(model: PreTrainedModel) -> N
     made = examples(12)
     packed = validate(model, arrays(made, "pack"), CPU)
     padded = validate(model, arrays(made, "pad"), CPU)
-    for i, example in enumerate(made):
-        tokens = torch.tensor([[*example.input_ids.tolist(), int(example.next_ids[-1])]])
+    for i, (start, stop) in enumerate(pairwise(made.offsets)):
+        tokens = torch.tensor([made.tokens[start:stop].tolist()])
+        in_response = made.in_response[start + 1 : stop]
         logits = model(input_ids=tokens).logits[0, :-1]
         alone = torch.nn.functional.cross_entropy(logits, tokens[0, 1:], reduction="none").detach().numpy()
         assert packed.full[i] == pytest.approx(alone.sum(), rel=1e-4)
-        assert packed.response[i] == pytest.approx(alone[example.in_response].sum(), rel=1e-4)
-        assert packed.response_tokens[i] == example.in_response.sum()
+        assert packed.response[i] == pytest.approx(alone[in_response].sum(), rel=1e-4)
+        assert packed.response_tokens[i] == in_response.sum()
     assert padded.full == pytest.approx(packed.full, rel=1e-4)
     assert label_losses(model, arrays(made, "pack"), CPU) == pytest.approx(
         packed.response / packed.response_tokens, rel=1e-4

@@ -1,5 +1,6 @@
 """Mistakes through the door a user uses: exit code 2, one line that names the place, and nothing half written."""
 
+import gzip
 import hashlib
 import importlib
 import inspect
@@ -15,7 +16,8 @@ import pytest
 import yaml
 
 from stages.instructions.deal import SPLITS
-from stages.instructions.prompts import Prompt, TemplateMark, write_prompts
+from stages.instructions.instruction import Instruction
+from stages.instructions.prompts import TemplateMark, make_prompt, read_prompts, write_prompts
 from stages.instructions.templates import TEMPLATES
 from tests.conftest import ROOT, make_tokenizer
 
@@ -48,7 +50,7 @@ class Project:
     def write_prompts(self, name: str, rows: Sequence[tuple[str, str]]) -> Path:
         """Write a file of prompts from instructions and responses."""
         prompts = [
-            Prompt(f"{line:016x}", None, text, "", response, "a.jsonl", line, CHATML.render(text, "", response))
+            make_prompt(Instruction(text, response, file="a.jsonl", line=line), CHATML, f"{line:016x}")
             for line, (text, response) in enumerate(rows, start=1)
         ]
         write_prompts(self.folder / name, prompts, MARK)
@@ -67,13 +69,12 @@ class Project:
             if path.is_file()
         }
 
-    def fails(self, stage: str, *mentions: object) -> str:
-        """Start a stage with all its options pointing into the folder, and return its error line after checking it."""
-        before = self.files()
+    def start(self, stage: str) -> "subprocess.CompletedProcess[str]":
+        """Start a stage with all its options pointing into the folder."""
         parameters = inspect.signature(importlib.import_module(f"stages.{stage}").main).parameters
         paths = {name: p.default for name, p in parameters.items() if isinstance(p.default, Path)}
         options = [text for name, path in paths.items() for text in (f"--{name.replace('_', '-')}", self.folder / path)]
-        done = subprocess.run(
+        return subprocess.run(
             [sys.executable, "-m", f"stages.{stage}", *options],
             cwd=self.folder,
             env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "PIP_NO_INDEX": "1"},
@@ -81,6 +82,18 @@ class Project:
             text=True,
             timeout=120,
         )
+
+    def succeeds(self, stage: str) -> list[str]:
+        """Start a stage, and return what it says, line by line."""
+        done = self.start(stage)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == ""
+        return done.stderr.splitlines()
+
+    def fails(self, stage: str, *mentions: object) -> str:
+        """Start a stage, and return its error line after checking it."""
+        before = self.files()
+        done = self.start(stage)
         *progress, error = done.stderr.splitlines() or [""]
         assert done.returncode == 2, done.stderr
         assert done.stdout == ""
@@ -111,36 +124,147 @@ def test_empty_raw_data_folder(project: Project) -> None:
     project.fails("format", project.folder / "data/raw", "holds no data")
 
 
-def test_broken_line_of_jsonl(project: Project) -> None:
-    path = project.write("data/raw/rows.jsonl", f"{ROW}\n{ROW[:-5]}\n{ROW}\n")
-    project.fails("format", f"{path}:2: broken JSON")
+def in_parquet(rows: list[dict[str, str]]) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    return bytes(sink.getvalue())
 
 
-def test_broken_json(project: Project) -> None:
-    path = project.write("data/raw/deep/rows.json", f"[\n{ROW},\n{ROW[:-5]}\n]")
-    project.fails("format", f"{path}:4: broken JSON")
+MANY = [{"instruction": f"Add 1 and {number}.", "output": f"{number + 1}"} for number in range(5000)]
+REFUSED: list[tuple[str, bytes | str, str]] = [
+    ("deep/a.json", f"[\n{ROW},\n{ROW[:-5]}\n]", ":4: broken JSON: "),
+    ("a.json", f"[{ROW}]\n[{ROW}]\n", ":2: broken JSON: more text after the array"),
+    ("a.json", f"[{ROW},\n" + "[" * 100_000, ":2: broken JSON: nested too deeply"),
+    (
+        "a.jsonl",
+        f"{ROW}\n{ROW}\n\n{ROW[:-5]}",
+        ": 1 of 3 rows rejected, the first on line 4, most often: broken JSON (1)",
+    ),
+    ("a.jsonl", '{"instruction": "Add."}\n' * 3, ": no known schema: rows have instruction; known are "),
+    ("a.jsonl", f"\ufeff{ROW}".encode("utf-16-le"), ": UTF-16; convert the file to UTF-8"),
+    ("a.jsonl", "", ": empty; remove it"),
+    ("a.jsonl", "\n\n", ": holds no row; remove it"),
+    ("a.csv", "question,answer\nAdd.,3\n", ": no known schema: rows have question, answer; known are "),
+    ("a.csv", "instruction,output\nGr\u00fc\u00dfe.,Hallo.\n".encode("latin-1"), ": not UTF-8 on line 1 or after it; "),
+    ("a.csv", 'instruction,output\nAdd.,3\nAdd.,"4\n' + "Add.,5\n" * 9, ":3: broken CSV: unexpected end of data"),
+    ("a.csv", "instruction,output\n" + "Add, then say it.,3\n" * 9, ": 9 of 9 rows rejected, the first on line 2, "),
+    ("a.jsonl.gz", gzip.compress(json.dumps(MANY).encode())[:-2000], ": damaged or cut short (Truncated"),
+    ("a.parquet", in_parquet(MANY)[:-2000], ": damaged or cut short ("),
+    ("a.xlsx", b"PK", ": cannot read '.xlsx' files; convert to .json, .jsonl, "),
+]
 
 
-def test_rows_after_the_array(project: Project) -> None:
-    path = project.write("data/raw/rows.json", f"[{ROW}]\n[{ROW}]\n")
-    project.fails("format", f"{path}:2:")
+@pytest.mark.parametrize(("name", "content", "message"), REFUSED)
+def test_a_raw_file_that_is_evidently_wrong(project: Project, name: str, content: bytes | str, message: str) -> None:
+    project.write("data/raw/good.jsonl", ROW)
+    path = project.write(f"data/raw/{name}", content)
+    project.fails("format", f"error: {path}{message}")
 
 
-def test_no_valid_row(project: Project) -> None:
-    project.write("data/raw/rows.jsonl", '{"instruction": "Add."}\n{"output": "3"}\n{"instruction": "Go."}\n')
-    project.fails("format", project.folder / "data/raw", "no valid row among 3", "'output' is missing")
+def test_a_pipe_among_the_data(project: Project) -> None:
+    os.mkfifo(project.write("data/raw/good.jsonl", ROW).with_name("a.jsonl"))
+    project.fails("format", project.folder / "data/raw/a.jsonl", "not a regular file")
 
 
-def test_unknown_parameter(project: Project) -> None:
-    project.write("data/raw/rows.jsonl", ROW)
-    project.set("format", templte="chatml")
-    project.fails("format", f"{project.params}: format.templte", "did you mean 'template'?")
+def test_a_folder_that_contains_itself(project: Project) -> None:
+    path = project.write("data/raw/good.jsonl", ROW).with_name("loop")
+    path.symlink_to("../raw")
+    project.fails("format", path, "a link to a folder that contains it")
 
 
-def test_unknown_template(project: Project) -> None:
-    project.write("data/raw/rows.jsonl", ROW)
-    project.set("format", template="vicuna")
-    project.fails("format", "format.template", "'vicuna'", "alpaca, phi3, chatml")
+def test_no_row_can_be_used(project: Project) -> None:
+    project.set("format", max_rejected_fraction=1)
+    project.write("data/raw/a.jsonl", '{"instruction": "Add.", "output": ""}\n{"instruction": "", "output": "3"}\n{')
+    error = project.fails("format", project.folder / "data/raw", "no row can be used: 3 rows read, 0 kept, 3 rejected")
+    assert "(1 empty response, 1 'instruction' is empty, 1 broken JSON)" in error
+
+
+GOOD = {"instruction": "Add 1 and 2.", "output": "3"}
+BAD_LINES: list[tuple[bytes, str]] = [
+    (b'{"instruction": "a\0b", "output": "3"}', "broken JSON: Invalid control character at"),
+    (b'{"instruction": "a\\u0000b", "output": "3"}', "'instruction' holds a NUL character, which is not text"),
+    (b'{"instruction": "Gr\xfc\xdfe", "output": "3"}', "not UTF-8: byte 20 of the line"),
+    (b'{"instruction": "a\\ud83d", "output": "3"}', "'instruction' holds half a surrogate pair, which is not text"),
+    (b'{"instruction": 3, "output": "3"}', "'instruction' is int, not text"),
+    (b'{"instruction": ["Add."], "output": "3"}', "'instruction' is a list, not text"),
+    (b'{"instruction": null, "output": "3"}', "'instruction' is missing"),
+    (b'{"output": "3"}', "'instruction' is missing"),
+    (b"[]", "expected an object, got a list"),
+    (b'{"instruction": "Add.", "output": "3", "output": "4"}', "key twice: 'output'"),
+    (b'{"instruction": "Add.", "\\ud83d": 1, "\\ud83d": 2}', r"key twice: '\ud83d'"),
+    (b'{"instruction": "Add.", "output": ' + b"[" * 100_000, "broken JSON: nested too deeply"),
+    (json.dumps(GOOD | {"input": "x" * 10_000_000}).encode(), "too long: 10000075 characters"),
+    (json.dumps(GOOD | {"input": "x" * 10_000_000}).encode(), "too long: 10000075 characters"),
+    (json.dumps(GOOD).encode(), "duplicate: same as a.jsonl:1"),
+    (b'{"instruction": "Add 1 a', "broken JSON: Unterminated string starting at"),
+]
+
+
+def test_bad_rows_are_in_the_ledger_and_the_rest_is_used(project: Project) -> None:
+    """The whole list in a file with a byte order mark and Windows line ends, with another file beside it."""
+    project.set("format", max_rejected_fraction=0.9)
+    lines = [json.dumps(GOOD | {"more": 1, "\ud83d": 2}).encode(), *(line for line, _ in BAD_LINES)]
+    project.write("data/raw/a.jsonl", b"\xef\xbb\xbf" + b"\r\n".join(lines))
+    project.write("data/raw/b.csv", 'instruction;output\n"Say\nyes, please.";Yes.\nAdd 1 and 2.;3\n;\n')
+    said = project.succeeds("format")
+    assert said[0].startswith("format: 20 rows read, 2 kept, 18 rejected (3 broken JSON, 2 ")
+    assert f", see {project.folder}/data/rejected.jsonl; " in said[0]
+    assert said[1:] == [r"  a.jsonl: keys not read, with their rows: more (1), \ud83d (1)"]
+    ledger = [json.loads(line) for line in (project.folder / "data/rejected.jsonl").read_text().splitlines()]
+    assert [(row["file"], row["line"], row["reason"]) for row in ledger] == [
+        *(("a.jsonl", line, reason) for line, (_, reason) in enumerate(BAD_LINES, start=2)),
+        ("b.csv", 4, "duplicate: same as a.jsonl:1"),
+        ("b.csv", 5, "'instruction' is empty"),
+    ]
+    prompts = read_prompts(project.folder / "data/prompts.parquet")
+    assert [(row.file, row.line, row.instruction) for row in prompts] == [
+        ("a.jsonl", 1, "Add 1 and 2."),
+        ("b.csv", 2, "Say\nyes, please."),
+    ]
+    assert [row["id"] for row in ledger if row["reason"].startswith("duplicate")] == [prompts[0].id] * 2
+    counts = json.loads((project.folder / "metrics/format.json").read_text())
+    assert (counts["rows_read"], counts["rows_kept"], counts["duplicates_removed"]) == (20, 2, 2)
+
+
+def test_two_files_of_one_and_the_same_row(project: Project) -> None:
+    project.write("data/raw/a.jsonl", ROW)
+    project.write("data/raw/b.json", f"[{', '.join([ROW] * 9)}]")
+    (said,) = project.succeeds("format")
+    assert said.startswith("format: 10 rows read, 1 kept, 9 rejected (9 duplicate), see ")
+
+
+@pytest.mark.parametrize(
+    ("values", "mentions"),
+    [
+        ({"templte": "chatml"}, ["format.templte", "did you mean 'template'?"]),
+        ({"row_schema": "dolly"}, ["format.row_schema", "'alpaca'", "'dolly'"]),
+        ({"columns": {"output": None}}, ["format.columns.output", "valid string"]),
+        ({"max_rejected_fraction": 20}, ["format.max_rejected_fraction", "less than or equal to 1", "20"]),
+        ({"max_characters": 0}, ["format.max_characters", "greater than or equal to 1", "0"]),
+    ],
+)
+def test_impossible_values_of_format(project: Project, values: dict[str, object], mentions: list[str]) -> None:
+    project.set("format", **values)
+    project.fails("format", project.params, *mentions)
+
+
+@pytest.mark.parametrize(
+    ("values", "mentions"),
+    [
+        ({"template": "vicuna"}, ["format.template: no template 'vicuna'; known: alpaca, phi3, chatml, model"]),
+        ({"template": "model"}, ["format.template", "data/base_model has no chat template; choose alpaca"]),
+        ({"columns": {"answer": "output"}}, ["format.columns: no field 'answer'; known: category, completion"]),
+        ({"columns": {"output": "answer"}}, ["format.columns: no row of", "has the column 'answer'"]),
+        ({"remove_benchmarks": ["mmlu"]}, ["format.remove_benchmarks: no folder", "data/benchmarks/mmlu"]),
+    ],
+)
+def test_what_is_asked_of_format_is_not_there(project: Project, values: dict[str, object], mentions: list[str]) -> None:
+    project.write("data/raw/a.jsonl", ROW)
+    project.set("format", **values)
+    project.fails("format", *mentions)
 
 
 def test_params_missing(project: Project) -> None:
@@ -156,24 +280,57 @@ def test_params_broken_over_several_lines(project: Project) -> None:
 # ---- split
 
 
+def write_rows(project: Project, rows: Sequence[Instruction]) -> Path:
+    path = project.write("data/prompts.parquet")
+    numbered = (row._replace(file="a.jsonl", line=line) for line, row in enumerate(rows, start=1))
+    write_prompts(path, [make_prompt(row, CHATML) for row in numbered], MARK)
+    return path
+
+
+UNLIKE = [
+    Instruction(f"Write about the {word}, and only {word} {word}.", "Yes.")
+    for word in ("apple", "river", "stone", "cloud", "music", "paper", "tiger", "ocean", "candle", "garden", "planet")
+]
+
+
 @pytest.mark.parametrize(
     ("values", "mentions"),
     [
         ({"test_fraction": 0.5}, ["split: ", "add up to 1"]),
         ({"train_fraction": -0.85}, ["split.train_fraction", "greater than 0", "-0.85"]),
+        ({"near_duplicate_threshold": 0.2}, ["split.near_duplicate_threshold", "greater than or equal to 0.3", "0.2"]),
+        ({"near_duplicate_threshold": 70}, ["split.near_duplicate_threshold", "less than or equal to 1", "70"]),
+        ({"between_splits": "drop"}, ["split.between_splits", "'withhold' or 'join'", "'drop'"]),
     ],
 )
-def test_impossible_values(project: Project, values: dict[str, float], mentions: list[str]) -> None:
+def test_impossible_values(project: Project, values: dict[str, object], mentions: list[str]) -> None:
     project.set("split", **values)
     project.fails("split", project.params, *mentions)
 
 
-def test_too_few_rows_for_a_test_split(project: Project) -> None:
-    words = ("apple", "river", "stone", "cloud", "music", "paper", "tiger", "ocean", "candle", "garden", "planet")
-    rows = [(f"Write about the {word}, and only {word} {word}.", word) for word in words]
-    path = project.write_prompts("data/prompts.parquet", rows)
-    project.set("split", train_fraction=0.5, validation_fraction=0.4999, test_fraction=0.0001)
-    project.fails("split", path, "11 prompts", "test split empty", "raise split.test_fraction")
+@pytest.mark.parametrize(
+    ("rows", "fractions", "mentions"),
+    [
+        (UNLIKE, (0.5, 0.4999, 0.0001), ["11 prompts", "test split empty", "raise split.test_fraction"]),
+        (UNLIKE, (0.5, 0.0001, 0.4999), ["11 prompts", "validation split empty", "raise split.validation_fraction"]),
+        (UNLIKE[:1], (0.85, 0.05, 0.1), ["1 prompts", "split empty; add rows"]),
+        (UNLIKE[:1] * 30, (0.85, 0.05, 0.1), ["30 prompts", "largest cluster of near-duplicates 30", "split empty"]),
+    ],
+)
+def test_a_split_without_a_row(
+    project: Project, rows: list[Instruction], fractions: tuple[float, float, float], mentions: list[str]
+) -> None:
+    path = write_rows(project, rows)
+    train, validation, test = fractions
+    project.set("split", train_fraction=train, validation_fraction=validation, test_fraction=test)
+    project.fails("split", path, *mentions)
+
+
+def test_a_leak_between_splits_that_the_data_fixes(project: Project) -> None:
+    train = Instruction("List three long rivers of Asia.", "Yangtze.", split="train")
+    test = Instruction("list THREE long rivers of Asia", "Lena.", split="test")
+    path = write_rows(project, [train, *UNLIKE, test])
+    project.fails("split", path, "a.jsonl:1 (train) and a.jsonl:13 (test)", "split.fixed_leaks to withhold")
 
 
 def test_prompts_missing(project: Project) -> None:
@@ -182,7 +339,7 @@ def test_prompts_missing(project: Project) -> None:
 
 @pytest.mark.parametrize("place", ["footer", "page"])
 def test_prompts_damaged(project: Project, place: str) -> None:
-    path = project.write_prompts("data/prompts.parquet", [(f"Say {i}.", f"{i}") for i in range(500)])
+    path = write_rows(project, [Instruction(f"Say {i}.", f"{i}") for i in range(500)])
     whole = path.read_bytes()
     path.write_bytes(whole[:-100] if place == "footer" else whole[:100] + b"\xff" * 200 + whole[300:])
     project.fails("split", path, "damaged", "dvc repro")
@@ -282,14 +439,42 @@ def test_splits_missing(project: Project) -> None:
     project.fails("tokenize_and_collate", project.folder / "data/split/train.parquet", "not found", "dvc repro")
 
 
-def test_tokenizer_of_another_kind(project: Project) -> None:
+def test_tokenizer_of_no_kind(project: Project) -> None:
     project.write_base_model()
     write_splits(project)
     project.set("collate", max_seq_len=64)
     path = project.folder / "data/base_model/tokenizer.json"
     spec: dict[str, Any] = json.loads(path.read_text())
-    path.write_text(json.dumps(spec | {"model": {"type": "WordPiece", "vocab": {"a": 0}}}))
-    project.fails("tokenize_and_collate", path, "not a byte-level BPE tokenizer")
+    path.write_text(json.dumps(spec | {"model": {"type": "WordPieces", "vocab": {"a": 0}}}))
+    project.fails("tokenize_and_collate", path, "not a tokenizer", "fetch the model again")
+
+
+def test_splits_of_two_templates(project: Project) -> None:
+    project.write_base_model()
+    write_splits(project)
+    project.set("collate", max_seq_len=64)
+    alpaca = TEMPLATES["alpaca"]
+    prompt = make_prompt(Instruction("What is 48 plus 76?", "48 plus 76 is 124."), alpaca)
+    path = project.folder / "data/split/test.parquet"
+    write_prompts(path, [prompt], TemplateMark(alpaca.name, alpaca.hash, alpaca.end))
+    project.fails("tokenize_and_collate", path.parent, "different templates", "dvc repro")
+
+
+def test_prompts_that_leave_no_room_are_listed(project: Project) -> None:
+    project.write_base_model()
+    write_splits(project)
+    rows = [("What is 48 plus 76?", "48 plus 76 is 124."), ("Say no. " * 40, "No."), ("Say yes.", "Yes. " * 40)]
+    project.write_prompts("data/split/train.parquet", rows)
+    project.set("collate", max_seq_len=64)
+    ledger = project.folder / "data/tokens/dropped.jsonl"
+    (said,) = project.succeeds("tokenize_and_collate")
+    assert "2 train examples, " in said
+    assert f"; 1 truncated, 1 dropped (see {ledger}); " in said
+    (dropped,) = map(json.loads, ledger.read_text().splitlines())
+    assert dropped == {"id": f"{2:016x}", "file": "a.jsonl", "line": 2, "split": "train", "reason": "prompt too long"}
+    counts = json.loads((project.folder / "metrics/tokens.json").read_text())
+    assert [(c["examples"], c["truncated"], c["dropped"]) for c in counts.values()] == [(2, 1, 1), (1, 0, 0), (1, 0, 0)]
+    assert {c["eos_trained_fraction"] for c in counts.values()} == {1.0}
 
 
 # ---- finetune, generate, judge: each of these imports torch, so there are few

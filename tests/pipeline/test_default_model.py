@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer as OwnTokenizer
 
 from stages.instructions.templates import TEMPLATES
 from stages.model import attention
@@ -19,8 +18,9 @@ from stages.tokens.labels import label
 from stages.tokens.packing import pack
 from stages.tokens.tokenizer import Tokenizer
 from tests.imports import ROOT
+from tests.tokens.making import check_equal, check_equal_on_made_strings, own_of, shipped_rows
 
-ROWS = [json.loads(line) for line in (ROOT / "data/raw/instructions.jsonl").open(encoding="utf-8")]
+ROWS = shipped_rows()
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +39,22 @@ def test_origin(default_model: Path) -> None:
     assert not list(default_model.glob("*.bin"))
 
 
-def test_the_shipped_data_tokenizes_as_the_models_own(default_model: Path) -> None:
+def test_the_shipped_data_is_packed_tightly() -> None:
+    """By the run that is in git: 512 tokens a row, the default model's tokenizer."""
+    packed = json.loads((ROOT / "metrics/tokens.json").read_text())
+    assert {
+        name: figures["padding_fraction"] for name, figures in packed.items() if figures["padding_fraction"] > 0.02
+    } == {}
+    assert all(figures["eos_trained_fraction"] == 1.0 for figures in packed.values())
+
+
+def test_it_tokenizes_as_the_models_own(default_model: Path) -> None:
     tokenizer = Tokenizer(default_model)
-    own = OwnTokenizer.from_file(str(default_model / "tokenizer.json"))
-    own.encode_special_tokens = True
-    for row in ROWS:
-        for text in (row["instruction"], row["input"], row["output"]):
-            assert tokenizer.encode(text) == own.encode(text, add_special_tokens=False).ids
+    assert tokenizer.engine == "tiktoken"
+    check_equal(tokenizer, own_of(default_model), [text for row in ROWS for text in row.values()])
     # Digits one by one, as SmolLM was trained; transformers' GGUF reader alone would lose that.
     assert len(tokenizer.encode("  1999")) == 5
+    assert check_equal_on_made_strings(default_model, examples=3000) >= 100_000
 
 
 def test_it_knows_something_and_learns(default_model: Path) -> None:
@@ -69,15 +76,16 @@ def test_it_knows_something_and_learns(default_model: Path) -> None:
     )
     assert "Paris" in tokenizer.decode(answers[0].token_ids)
 
-    labelled = (label(template.render(r["instruction"], r["input"], r["output"]), tokenizer, 512) for r in ROWS[::100])
-    examples = [example for example in labelled if example is not None]
-    rows = pack([len(example.input_ids) for example in examples], 512)
-    arrays = collate(examples, [""] * len(examples), rows, end_of_text=tokenizer.end_of_text, mask_instruction=True)
+    rows = (template.render(row["instruction"], row["input"], row["output"]) for row in ROWS[::100])
+    examples = label(rows, tokenizer, 512)
+    row_of = pack(examples.lengths, 512)
+    ids = [str(at) for at in examples.kept]
+    arrays = collate(examples, row_of, ids, end_of_text=tokenizer.end_of_text, mask_instruction=True)
     model.train()
     masters = MasterWeights(model, 0.0)
     losses = []
     for _ in range(3):
-        loss, count = train_step(model, masters, arrays, list(range(len(rows))), 4)
+        loss, count = train_step(model, masters, arrays, list(range(len(arrays.input_ids))), 4)
         masters.step(2e-4, 1.0)
         losses.append(loss / count)
     # A model that were loaded wrong would start near ln(49152) = 10.8.

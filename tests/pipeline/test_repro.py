@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,29 @@ import pandas as pd
 import pytest
 import yaml
 
+from stages.instructions.deal import SPLITS
+from stages.instructions.prompts import read_prompts
+from stages.tokens.arrays import read_arrays
+from stages.tokens.labels import IGNORE_INDEX
+from stages.tokens.tokenizer import Tokenizer
 from tests.imports import ROOT
 
 STAGES = ["base-model", "format", "split", "tokenize-and-collate", "finetune", "generate", "judge"]
 TINY: dict[str, dict[str, Any]] = {
     "base_model": {"sha256": None},
     "split": {"train_fraction": 0.6, "validation_fraction": 0.2, "test_fraction": 0.2},
-    "collate": {"max_seq_len": 128},
+    "collate": {"max_seq_len": 256},
     "finetune": {"learning_rate": "1e-2", "epochs": 2, "validations_per_epoch": 2},
     "generate": {"max_new_tokens": 8},
     "judge": {"card_rows": 5, "resamples": 200},
 }
 
 
+TALKS = 15
+
+
 def make_project(folder: Path, base_model: Path) -> Path:
-    """A fresh checkout of our files, 90 rows of the shipped data, the tiny model."""
+    """A fresh checkout of our files, 93 rows of the shipped data and conversations made of others, the tiny model."""
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
@@ -37,7 +46,9 @@ def make_project(folder: Path, base_model: Path) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, folder / name)
     rows = (ROOT / "data/raw/instructions.jsonl").read_text(encoding="utf-8").splitlines()
-    (folder / "data/raw/instructions.jsonl").write_text("\n".join(rows[::15]) + "\n", encoding="utf-8")
+    write_lines(folder / "data/raw/instructions.jsonl", rows[::15])
+    talks = [make_talk(*map(json.loads, pair)) for pair in zip(rows[1::15], rows[2::15], strict=False)][:TALKS]
+    write_lines(folder / "data/raw/talks.jsonl", map(json.dumps, talks))
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     for section, values in TINY.items():
         params[section] |= values
@@ -45,6 +56,19 @@ def make_project(folder: Path, base_model: Path) -> Path:
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
     return folder
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def make_talk(*rows: dict[str, str]) -> dict[str, Any]:
+    """A conversation of as many turns as there are rows, as OpenAI has them."""
+    messages = [{"role": "system", "content": "Answer in English."}]
+    for row in rows:
+        messages.append({"role": "user", "content": f"{row['instruction']} {row['input']}".strip()})
+        messages.append({"role": "assistant", "content": row["output"]})
+    return {"messages": messages, "category": "talks"}
 
 
 def repro(project: Path, *arguments: str, **environment: str) -> str:
@@ -82,11 +106,17 @@ def read(project: Path, name: str) -> Any:
 
 
 def test_it_leaves_what_other_tools_read(project: Path) -> None:
-    assert set(read(project, "format")) == {"rows_read", "rows_kept", "rows_rejected", "duplicates_removed"}
+    formatted = read(project, "format")
+    assert {name: file["schema"] for name, file in formatted["files"].items()} == {
+        "instructions.jsonl": "alpaca",
+        "talks.jsonl": "messages",
+    }
+    assert formatted["rows_kept"] == sum(file["rows"] for file in formatted["files"].values())
     split = read(project, "split")
     assert split["leaked_rows"] == 0
-    assert split["train"] + split["validation"] + split["test"] == read(project, "format")["rows_kept"]
-    for figures in read(project, "tokens").values():
+    assert split["train"] + split["validation"] + split["test"] + split["withheld"] == formatted["rows_kept"]
+    for name, figures in read(project, "tokens").items():
+        assert figures["examples"] + figures["dropped"] == split[name]
         assert figures["eos_trained_fraction"] == 1.0
     finetuned = read(project, "finetune")
     losses = pd.read_csv(project / "metrics/losses.csv")
@@ -106,6 +136,22 @@ def test_it_leaves_what_other_tools_read(project: Path) -> None:
     assert set(judged["by_category"]) == set(responses["category"])
     assert (project / "metrics/losses.png").read_bytes().startswith(b"\x89PNG")
     assert responses["instruction"].iloc[0] in (project / "data/review.html").read_text(encoding="utf-8")
+
+
+def test_a_conversation_is_trained_on_every_answer_and_on_nothing_else(project: Path) -> None:
+    tokenizer = Tokenizer(project / "data/base_model")
+    talks = 0
+    for name in SPLITS:
+        arrays = read_arrays(project / "data/tokens" / name)
+        prompts = {prompt.id: prompt for prompt in read_prompts(project / f"data/split/{name}.parquet")}
+        assert set(arrays.ids) == set(prompts)
+        for number, id in enumerate(arrays.ids):
+            here = arrays.example == number
+            learned = tokenizer.decode(arrays.labels[here & (arrays.labels != IGNORE_INDEX)].tolist())
+            answers = [text for role, text in prompts[id].segments if role == "response"]
+            assert learned == "".join(f"{text}<|im_end|>" for text in answers)
+            talks += len(answers) == 2
+    assert talks == TALKS
 
 
 def test_mlflow_mirrors_it(project: Path) -> None:
