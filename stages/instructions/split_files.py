@@ -153,7 +153,7 @@ def count(rows: Sequence[Row], dealt: Partition) -> dict[str, Any]:
         "near_duplicate_clusters": len(dealt.cluster_sizes),
         "near_duplicate_rows": sum(dealt.cluster_sizes),
         "largest_cluster": dealt.cluster_sizes[-1] if dealt.cluster_sizes else 1,
-        "leaked_rows": len(dealt.leaks),
+        "leaked_rows": len({row for pair in dealt.leaks for row in pair}),
         "exactly_checked_rows": dealt.exactly_checked_rows,
         "pairs_not_compared": dealt.pairs_not_compared,
         "by_category": {c: {name: by_category[c, name] for name in SPLITS} for c in categories if c},

@@ -134,13 +134,13 @@ def _find(arrays: TokenArrays, number: int) -> tuple[int, np.ndarray]:
 
 
 def _pieces(ids: list[int], has_loss: list[bool], tokenizer: Tokenizer) -> Iterator[Piece]:
-    start = 0
-    for stop in range(1, len(ids) + 1):
-        text = tokenizer.continuation(ids[start:stop])
-        whole = "\ufffd" not in text or stop - start == CHARACTER
-        if whole or stop == len(ids) or has_loss[stop] != has_loss[start]:
-            yield Piece(text, ids[start:stop], start - 1, has_loss[start])
-            start = stop
+    waiting: list[int] = []
+    for at, token_id in enumerate(ids):
+        waiting.append(token_id)
+        turns = at + 1 == len(ids) or has_loss[at + 1] != has_loss[at]
+        if turns or len(waiting) == CHARACTER or tokenizer.is_whole(waiting):
+            yield Piece(tokenizer.continuation(waiting), waiting, at - len(waiting), has_loss[at])
+            waiting = []
 
 
 def _source(path: Path, id: str) -> str:

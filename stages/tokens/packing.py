@@ -4,8 +4,8 @@ from heapq import heappop, heappush
 
 import numpy as np
 
-EVEN_ENOUGH = 0.005
-"""Share of padding below which packing is not tried again."""
+FEW_ROWS = 200
+"""Up to so many, the last one counts, and packing is tried at other widths."""
 
 
 def pack(lengths: np.ndarray, width: int) -> np.ndarray:
@@ -22,9 +22,7 @@ def pack(lengths: np.ndarray, width: int) -> np.ndarray:
     row_of = best_fit(lengths, width)
     filled = np.bincount(row_of, weights=lengths)
     low, high = max(int(lengths.max()), -(-int(lengths.sum()) // len(filled))), int(filled.max())
-    if lengths.sum() > (1 - EVEN_ENOUGH) * len(filled) * high:
-        return row_of
-    while low < high:
+    while low < high and len(filled) <= FEW_ROWS:
         middle = (low + high) // 2
         tried = best_fit(lengths, middle)
         if tried.max() < len(filled):

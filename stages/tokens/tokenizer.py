@@ -149,10 +149,22 @@ class Tokenizer:
         text = self.continuation([token_id])
         return str(self._own.id_to_token(token_id)) if text in ("", "\ufffd") else text
 
+    def is_whole(self, ids: Sequence[int]) -> bool:
+        """Whether tokens, the first of which begins a character, end with one."""
+        if self.engine == "tokenizers":
+            return "\ufffd" not in self.continuation(ids)
+        try:
+            b"".join(self._bytes.get(i, b"") for i in ids).decode()
+        except UnicodeDecodeError:
+            return False
+        return True
+
     def continuation(self, ids: Sequence[int]) -> str:
         """What tokens add to a text that they follow: some decoders leave out white space at the beginning of one."""
         if self.engine == "tiktoken":
             return self.decode(ids)
+        if len(ids) == 1 and ids[0] in self.control_tokens.values():
+            return str(self._own.id_to_token(ids[0]))
         before = self._encoder.encode("a", add_special_tokens=False).ids
         return self.decode([*before, *ids]).removeprefix(self.decode(before))
 

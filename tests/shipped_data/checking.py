@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
-from stages.instructions.readers import Instruction
+from stages.instructions.instruction import Instruction
 from tests.shipped_data.quantities import convert, matches, numbers, roman, shows, words
 
 NUMBERS = ("arithmetic", "dates_and_calendars", "numbers", "unit_conversion")

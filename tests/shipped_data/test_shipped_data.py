@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from stages.instructions.duplicates import jaccard, shingles
-from stages.instructions.readers import Instruction
+from stages.instructions.duplicates import normalize
+from stages.instructions.instruction import Instruction
+from tests.instructions.naive import shingles
 from tests.shipped_data.checking import COMPUTED, faults
 
 DATA = Path(__file__).parents[2] / "data" / "raw" / "instructions.jsonl"
@@ -21,7 +22,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 RAW = read_lines(DATA)
-ROWS = [Instruction(r["instruction"], r["input"], r["output"], r["category"], "", n) for n, r in enumerate(RAW, 1)]
+ROWS = [
+    Instruction(r["instruction"], r["output"], r["input"], category=r["category"], line=n) for n, r in enumerate(RAW, 1)
+]
 CATEGORIES = sorted({row.category for row in ROWS if row.category})
 BY_ID = {row["id"]: row for row in read_lines(CHECKS)}
 
@@ -31,7 +34,7 @@ def rows_of(category: str) -> list[Instruction]:
 
 
 def example(category: str, output: str, instruction: str = "Count.", input: str = "") -> Instruction:
-    return Instruction(instruction, input, output, category, "", 1)
+    return Instruction(instruction, output, input, category=category, line=1)
 
 
 def test_every_row_has_the_schema_and_clean_text() -> None:
@@ -98,7 +101,7 @@ def test_a_wrong_answer_is_found(row: Instruction, check: Sequence[str] | str | 
 def test_near_duplicates_are_rare() -> None:
     """Exact: no sketch, and no pair left out."""
     threshold = 0.7
-    sets = [shingles(f"{row.instruction}\n{row.input}") for row in ROWS]
+    sets = [shingles(normalize(f"{row.instruction}\n{row.input}")) for row in ROWS]
     holders: defaultdict[str, list[int]] = defaultdict(list)
     near: set[int] = set()
     for later, grams in enumerate(sets):
@@ -107,8 +110,7 @@ def test_near_duplicates_are_rare() -> None:
             shared.update(holders[gram])
             holders[gram].append(later)
         for earlier, common in shared.items():
-            # The union is at least the larger set, so fewer shared shingles cannot reach the threshold.
-            if common >= threshold * max(len(grams), len(sets[earlier])) and jaccard(grams, sets[earlier]) >= threshold:
+            if common / (len(grams) + len(sets[earlier]) - common) >= threshold:
                 near |= {earlier, later}
     assert len(near) <= 0.02 * len(ROWS), sorted(ROWS[position].line for position in near)
 

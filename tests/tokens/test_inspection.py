@@ -27,7 +27,7 @@ TALK = Instruction(
     "And a dragon? \U0001f409 <b>draw</b> & co.",
     "Here \u4f60\u597d is one:\n\n    return '\U0001f409'  # \x1b[31mred\x07\ttab",
     system="Be terse.",
-    history=(Turn("Name a colour.", "Blue."), Turn("Another one.", "Green, and very \ufffd")),
+    history=(Turn("Name a colour.", "Blue."), Turn("Another one.", "Green, and \ufffd\ufffd")),
     file="deep/talks.jsonl",
     line=40123,
 )
@@ -36,7 +36,7 @@ ROWS = {
     "validation": [Instruction("Add 3 and 4.", "It is 7.", "in words", file="a.jsonl", line=2)],
     "test": [Instruction("Add 5 and 6.", "It is 11.", file="a.jsonl", line=3)],
 }
-WRITTEN = ["Blue.<|im_end|>", "Green, and very \ufffd<|im_end|>", f"{TALK.response}<|im_end|>"]
+WRITTEN = ["Blue.<|im_end|>", "Green, and \ufffd\ufffd<|im_end|>", f"{TALK.response}<|im_end|>"]
 """What TALK teaches."""
 
 VISIBLE = str.maketrans({" ": "\u00b7", "\n": "\u21b5", "\t": "\u21e5", "\x1b": "\u241b", "\x07": "\u2407"})
@@ -151,6 +151,7 @@ class Page(HTMLParser):
     def __init__(self, page: str) -> None:
         super().__init__()
         self.tokens: list[tuple[str, bool]] = []
+        self.links: list[tuple[str, str]] = []
         self.rows: list[tuple[bool, list[str]]] = []
         self.tags: set[str] = set()
         self._inside: list[str] = []
@@ -162,6 +163,7 @@ class Page(HTMLParser):
         marked = ("class", "loss") in attributes
         if tag == "a":
             self.tokens.append(("", marked))
+            self.links.append((dict(attributes)["href"] or "", dict(attributes)["title"] or ""))
         elif tag == "tr":
             self.rows.append((marked, []))
         elif tag == "td":
@@ -192,6 +194,16 @@ def test_the_page_shows_the_same(project: Path) -> None:
     shown = list(shown_rows(done.stdout))
     assert [[row[0], row[2], row[4]] for _, row in cells] == [[str(row[at]) for at in (0, 2, 4)] for row in shown]
     assert [marked for marked, _ in cells] == [row[4] != -100 for row in shown]
+    # Each links to the row in which it is the target, or the first of its tokens is.
+    assert page.links[0] == ("#t0", f"token {shown[0][2]}, no loss")
+    arrays, position = read_arrays(project / "data/tokens/train"), 0
+    following = arrays.next_ids[0][arrays.example[0] == 1].tolist()
+    for (href, title), (_, marked) in list(zip(page.links, page.tokens, strict=True))[1:]:
+        assert href == f"#t{position}"
+        ids = following[position : position + len(re.findall(r"\d+", title))]
+        assert title == f"token {' '.join(map(str, ids))}, {'with a loss' if marked else 'no loss'}"
+        position += len(ids)
+    assert position == len(following)
     assert not page.tags & {"script", "link", "img", "b"}
     assert "http" not in source
 
@@ -202,7 +214,7 @@ def test_words_stay_apart_with_a_tokenizer_of_another_kind(tmp_path: Path, kind:
     tokenizer = Tokenizer(project / "data/base_model")
     found = inspect_example("0", None, project / "data/tokens", project / "data/split", tokenizer)
     text = "".join(piece.text for piece in found.pieces if piece.has_loss)
-    assert text.lower().replace(" .", ".").replace(" <", "<").strip() == "it is 3.<|im_end|>"
+    assert text.lower().strip() == "it is 3.<|im_end|>"
 
 
 def test_arrays_that_lack_an_example(project: Path, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_what_it_decodes_is_the_text(folder: Path) -> None:
     tokenizer = Tokenizer(folder)
     ids = tokenizer.encode("name the colour of the sky")
     assert tokenizer.decode(ids) == "name the colour of the sky"
-    assert [tokenizer.token(token).strip("\u2581#") for token in ids if not tokenizer.token(token)] == []
+    assert "".join(map(tokenizer.token, ids)).strip() == "name the colour of the sky"
     assert tokenizer.token(tokenizer.end_of_text) == "<|im_end|>"
 
 
