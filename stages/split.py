@@ -6,7 +6,6 @@ data/split/withheld.jsonl. A split that the data fixes (column `split`) is kept.
 near-duplicate in another split.
 """
 
-import gc
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -63,7 +62,6 @@ def main(
     from stages.pipeline.files import write_json
     from stages.pipeline.progress import say, stopwatch
 
-    gc.disable()  # rows by the million and no cycles among them: looking for some took a third of the time
     elapsed = stopwatch()
     rows, texts, places = read_rows(prompts)
     dealt = partition(

@@ -18,6 +18,7 @@ from stages.instructions.duplicates import Shingles, find_candidates, normalize,
 from stages.instructions.instruction import Instruction
 from stages.instructions.raw_files import read_text, read_values, suffix_of
 from stages.pipeline.errors import UserError
+from stages.pipeline.progress import say
 
 NUM_WORDS = 13
 NEAR = 0.7
@@ -55,7 +56,12 @@ def find_overlaps(rows: Iterable[Instruction], folder: Path, names: Sequence[str
         asked_by += [at] * len(asked)
     shingles = Shingles(texts + prompts)
     side = np.arange(len(shingles)) >= len(texts)
-    for later, earlier in find_candidates(shingles, NEAR, SEED, side).pairs.tolist():
+    candidates = find_candidates(shingles, NEAR, SEED, side)
+    if candidates.not_compared:
+        say(
+            f"warning: {candidates.not_compared} pairs of prompts and benchmark texts not compared: too many look alike"
+        )
+    for later, earlier in candidates.pairs.tolist():
         at = asked_by[later - len(texts)]
         if at not in overlaps and shingles.jaccard(later, earlier) >= NEAR:
             overlaps[at] = f"near-duplicate of a text in {files[earlier]}"

@@ -51,8 +51,8 @@ class Dealer:
     def __init__(self, fractions: Sequence[float], salt: str, *, stratify: bool) -> None:
         """`fractions` are the shares of train, validation and test.
 
-        With `stratify` the clusters of a category go round by the golden ratio (Kronecker's sequence, whose
-        discrepancy is the lowest), so that the shares hold in each category after any number of rows.
+        With `stratify` the clusters of a category go round by the golden ratio (Kronecker's sequence, of low
+        discrepancy), so that the shares hold in each category after any number of rows.
         """
         self._train, self._validation, _ = fractions
         self._salt = salt

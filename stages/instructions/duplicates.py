@@ -1,6 +1,6 @@
 """Near-duplicate texts: candidates by MinHash-LSH (rensa), each verified by true Jaccard similarity.
 
-No shingle set is kept for each text, and no index of all bands: at a million texts these take ten times the memory.
+No shingle set is kept for each text, and no index of all bands: at a million texts either would take gigabytes.
 """
 
 import math
@@ -20,7 +20,7 @@ SHINGLE = 5
 """Characters in a shingle: short prompts differ by a word or a number, which word shingles would overrate."""
 
 MISSED = 1e-6
-"""Chance that a pair right at the threshold shares no band; well above it there is none."""
+"""About the chance that a pair right at the threshold shares no band; above it the chance falls fast."""
 
 MAX_BAND = 6
 """MinHash values in a band, at most: more would need too many bands for `MISSED`."""

@@ -79,7 +79,7 @@ def format_rows(
                 if id in seen and not drop_duplicates:
                     copies[id] += 1
                     id = f"{id}-{copies[id] + 1}"
-                result = _judge(row, id, template, max_characters, seen.get(id), overlap)
+                result = _prompt_or_rejected(row, id, template, max_characters, seen.get(id), overlap)
                 if isinstance(result, Prompt):
                     seen[id] = (row.file, row.line)
             if isinstance(result, Rejected):
@@ -89,7 +89,7 @@ def format_rows(
             yield result
 
 
-def _judge(
+def _prompt_or_rejected(
     row: Instruction,
     id: str,
     template: Template,

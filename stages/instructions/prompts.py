@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from stages.instructions.instruction import Instruction
 from stages.instructions.templates import Segment, Template
@@ -96,8 +97,8 @@ def make_prompt(row: Instruction, template: Template, id: str | None = None) -> 
 class PromptWriter:
     """Takes prompts one by one and writes them some at a time."""
 
-    def __init__(self, write: "pa.parquet.ParquetWriter") -> None:
-        self._writer = write
+    def __init__(self, writer: pq.ParquetWriter) -> None:
+        self._writer = writer
         self._waiting: list[Prompt] = []
         self._characters = 0
 
@@ -119,9 +120,9 @@ class PromptWriter:
 def writing_prompts(path: Path, template: TemplateMark) -> Iterator[PromptWriter]:
     """Yield a writer of prompts; the file stands when the block ends without an error."""
     with writing_parquet(path, SCHEMA, about={"template": template._asdict()}) as file:
-        writer = PromptWriter(file)
-        yield writer
-        writer.flush()
+        prompts = PromptWriter(file)
+        yield prompts
+        prompts.flush()
 
 
 def write_prompts(path: Path, prompts: Sequence[Prompt], template: TemplateMark) -> None:

@@ -35,7 +35,6 @@ ROLES = {
     "observation": "tool",
 }
 
-
 SHOWN = 40
 """Characters of a text from the data that a reason shows."""
 
