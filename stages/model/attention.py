@@ -4,13 +4,16 @@ Tokens are gathered into blocks of examples of like length, attention runs block
 Registered with transformers as `packed`; models hand the `blocks` keyword through to it.
 """
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+
+from stages.pipeline.errors import UserError
 
 NAME = "packed"
 
@@ -18,7 +21,8 @@ LENGTH_STEP = 32
 """Examples share a block when their lengths, rounded up to this, are equal: few kernel calls, little padding."""
 
 
-class Blocks(NamedTuple):
+@dataclass(frozen=True)
+class Blocks:
     """Where each token of a batch, flattened to (batch * time,), goes and comes back from."""
 
     there: torch.Tensor
@@ -29,6 +33,12 @@ class Blocks(NamedTuple):
     """bool (slots,): slots beyond the end of an example."""
     shapes: list[tuple[int, int]]
     """(examples, length) of each block; its slots follow those of the block before."""
+    starts: torch.Tensor
+    """int32 (examples + 1,): the first token of each example, and the number of tokens."""
+    longest: int
+    """Tokens in the longest example."""
+    layouts: dict[Any, Any] = field(default_factory=dict)
+    """What stages/model/fused.py works out from these blocks, once for all layers."""
 
 
 def make_blocks(position_ids: torch.Tensor) -> Blocks:
@@ -53,7 +63,8 @@ def make_blocks(position_ids: torch.Tensor) -> Blocks:
         repeats.append(~real.flatten())
         shapes.append((len(chosen), width))
         slots += tokens.numel()
-    return Blocks(torch.cat(there), back, torch.cat(repeats), shapes)
+    bounds = torch.cat([starts, starts.new_tensor([position_ids.numel()])]).to(torch.int32)
+    return Blocks(torch.cat(there), back, torch.cat(repeats), shapes, bounds, int(lengths.max()))
 
 
 class _IntoSlots(torch.autograd.Function):
@@ -96,13 +107,43 @@ def _packed_attention(
 ) -> tuple[torch.Tensor, None]:
     """Causal attention, (batch, heads, time, size) to (batch, time, heads, size); the mask counts without `blocks`."""
     if blocks is None:
+        if attention_mask is None:
+            raise UserError("base_model: this kind of model cannot keep packed examples apart; choose another model")
         out: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
         return out
-    batch, _, time, _ = query.shape
-    moved = [_IntoSlots.apply(x.transpose(1, 2).flatten(0, 1), blocks) for x in (query, key, value)]
-    if query.device.type == "cpu":  # its bfloat16 kernel has a backward four times as slow as float32's
+    tokens = [x.transpose(1, 2).flatten(0, 1) for x in (query, key, value)]
+    # FlashAttention knows neither float32 nor dropout, and starts with this generation of GPUs.
+    if query.is_cuda and query.dtype != torch.float32 and not dropout and torch.cuda.get_device_capability() >= (8, 0):
+        result = _by_flash_attention(tokens, scaling, blocks)
+    else:
+        result = _block_by_block(tokens, dropout, scaling, blocks)
+    return result.unflatten(0, (query.shape[0], query.shape[2])), None
+
+
+def _by_flash_attention(tokens: list[torch.Tensor], scaling: float | None, blocks: Blocks) -> torch.Tensor:
+    """Attention of query, key and value, each (tokens, heads, size), by the GPU's kernel for any lengths."""
+    query, key, value = tokens
+    attended: torch.Tensor = varlen_attn(
+        query,
+        key,
+        value,
+        blocks.starts,
+        blocks.starts,
+        blocks.longest,
+        blocks.longest,
+        scale=scaling,
+        window_size=(-1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )  # type: ignore[assignment]
+    return attended
+
+
+def _block_by_block(tokens: list[torch.Tensor], dropout: float, scaling: float | None, blocks: Blocks) -> torch.Tensor:
+    """The same by torch's general kernel, over examples of like length together."""
+    moved = [_IntoSlots.apply(x, blocks) for x in tokens]
+    if tokens[0].device.type == "cpu":  # its bfloat16 kernel has a backward four times as slow as float32's
         moved = [x.float() for x in moved]
     parts, start = [], 0
     for examples, length in blocks.shapes:
@@ -113,9 +154,13 @@ def _packed_attention(
         )
         parts.append(part.transpose(1, 2).flatten(0, 1))
         start = stop
-    result = _OutOfSlots.apply(torch.cat(parts).to(query.dtype), blocks)
-    return result.unflatten(0, (batch, time)), None
+    result: torch.Tensor = _OutOfSlots.apply(torch.cat(parts).to(tokens[0].dtype), blocks)
+    return result
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    """Blocks say it all."""
 
 
 AttentionInterface.register(NAME, _packed_attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionMaskInterface.register(NAME, _no_mask)

@@ -1,6 +1,8 @@
 """Rows of token arrays as tensors: attention stays inside each example, positions start anew with it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -17,10 +19,8 @@ class Batch(NamedTuple):
     """int64 (batch, time)."""
     position_ids: torch.Tensor
     """int64 (batch, time): 0 at the first token of every example."""
-    attention_mask: torch.Tensor
-    """bool (batch, 1, time, time): True where a query (third) sees a key (fourth); for models that ignore `blocks`."""
     blocks: Blocks
-    """The same for our own attention."""
+    """Which tokens see each other."""
     labels: torch.Tensor
     """int64 (batch, time): what training wants, IGNORE_INDEX elsewhere."""
     next_ids: torch.Tensor
@@ -44,16 +44,39 @@ def make_batch(arrays: TokenArrays, rows: Sequence[int], device: torch.device) -
     starts = torch.ones_like(example, dtype=torch.bool)
     starts[:, 1:] = example[:, 1:] != example[:, :-1]
     start_of = torch.cummax(torch.where(starts, position, 0), dim=1).values
-    same = example[:, :, None] == example[:, None, :]
-    causal = torch.ones(width, width, dtype=torch.bool, device=device).tril()
     position_ids = position - start_of
     return Batch(
         input_ids=tensor(arrays.input_ids),
         position_ids=position_ids,
-        attention_mask=(same & causal)[:, None],
         blocks=make_blocks(position_ids),
         labels=tensor(arrays.labels),
         next_ids=tensor(arrays.next_ids),
         in_response=tensor(arrays.in_response, torch.bool),
         example=example,
     )
+
+
+def iterate_batches(arrays: TokenArrays, chunks: Iterable[Sequence[int]], device: torch.device) -> Iterator[Batch]:
+    """The batch of each chunk of rows. For a GPU the next one is made, and on its way, while the last is computed."""
+    if device.type == "cpu":
+        yield from (make_batch(arrays, rows, device) for rows in chunks)
+        return
+    with ThreadPoolExecutor(1) as pool:
+        made = [pool.submit(make_batch, arrays, rows, torch.device("cpu")) for rows in chunks]
+        for batch in made:
+            yield _moved(batch.result(), device)
+
+
+def _moved(batch: Batch, device: torch.device) -> Batch:
+    def there(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.pin_memory().to(device, non_blocking=True)
+
+    blocks = replace(
+        batch.blocks,
+        there=there(batch.blocks.there),
+        back=there(batch.blocks.back),
+        repeats=there(batch.blocks.repeats),
+        starts=there(batch.blocks.starts),
+    )
+    tensors = {name: there(value) for name, value in batch._asdict().items() if isinstance(value, torch.Tensor)}
+    return batch._replace(blocks=blocks, **tensors)

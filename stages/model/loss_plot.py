@@ -5,8 +5,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from stages.model.history import LossRow
 from stages.model.onset import Onset
-from stages.model.training import LossRow
 from stages.pipeline.files import replacing
 
 

@@ -1,10 +1,15 @@
 """The onset of overfitting: a pure function of the loss history."""
 
+import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import ttest_rel
+
+FEWEST_EXAMPLES = 8
+"""Validation examples below which nothing is confirmed: the paired test rests on their differences being normal."""
 
 
 class Onset(NamedTuple):
@@ -41,7 +46,8 @@ def find_onset(
 
     The validation loss is the mean over tokens, as in training. The test is Student's paired t on the examples' summed
     losses, each averaged over the latest `patience` validations, against those at the minimum: averaging keeps one
-    unlucky validation from deciding. Prechelt, "Early Stopping - But When?", 1998, doi:10.1007/3-540-49430-8_3, has GL.
+    unlucky validation from deciding. Its p value is that of one look, not corrected for looking at every validation.
+    Fewer than FEWEST_EXAMPLES examples confirm nothing. GL as in `prechelt`.
     """
     losses = example_losses.sum(axis=1) / example_tokens.sum()
     best = len(losses) - 1 - int(np.argmin(losses[::-1]))
@@ -53,7 +59,7 @@ def find_onset(
     later = example_losses[latest].mean(axis=0)
     seen = float(np.mean(train_losses[latest])) < train_losses[best]
     p_value = _paired_p_value(later, example_losses[best])
-    confirmed = seen and after >= patience and p_value <= threshold
+    confirmed = seen and after >= patience and p_value <= threshold and len(later) >= FEWEST_EXAMPLES
     return Onset(best, seen, confirmed, p_value, generalization_loss)
 
 
@@ -62,3 +68,29 @@ def _paired_p_value(later: np.ndarray, earlier: np.ndarray) -> float:
     if len(later) < 2 or np.array_equal(later, earlier):
         return 1.0
     return float(ttest_rel(later, earlier, alternative="greater").pvalue)
+
+
+class Prechelt(NamedTuple):
+    """The three criteria of Prechelt, "Early Stopping - But When?", 1998, doi:10.1007/3-540-49430-8_3."""
+
+    generalization_loss: float
+    """GL: how far the latest validation loss lies above the minimum, in percent."""
+    quotient: float
+    """PQ: GL over the training progress of the latest strip, in thousandths; inf where there is none."""
+    increases: int
+    """UP: strips in a row, up to the latest, at whose end validation loss was higher than at the end before."""
+
+
+def prechelt(train_losses: Sequence[float], validation_losses: Sequence[float], strip: int) -> Prechelt:
+    """The criteria after the latest validation, with strips of so many validations."""
+    lowest = min(validation_losses)
+    loss = 100 * (validation_losses[-1] / lowest - 1)
+    latest = train_losses[-strip:]
+    progress = 1000 * (sum(latest) / (len(latest) * min(latest)) - 1)
+    ends = validation_losses[::-1][::strip]
+    increases = 0
+    for later, earlier in pairwise(ends):
+        if later <= earlier:
+            break
+        increases += 1
+    return Prechelt(loss, loss / progress if progress > 0 else 0.0 if loss == 0 else math.inf, increases)

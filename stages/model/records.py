@@ -4,11 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from stages.model.training import History, LossRow
-from stages.pipeline.files import write_parquet, write_text
+from stages.model.history import History, LossRow
+from stages.pipeline.errors import UserError
+from stages.pipeline.files import read_parquet, write_parquet, write_text
 from stages.pipeline.progress import say
 
 EXAMPLE_LOSSES = pa.schema(
@@ -27,19 +29,21 @@ EXAMPLE_LOSSES = pa.schema(
 class LossWriter:
     """Takes in a validation: writes metrics/losses.csv anew, so that it grows, tells the mirror and the reader."""
 
-    def __init__(self, path: Path, mirror: Callable[[Mapping[str, float]], None]) -> None:
+    def __init__(self, path: Path | None, mirror: Callable[[Mapping[str, float]], None]) -> None:
+        """`path` is None where another process writes."""
         self._path, self._mirror = path, mirror
         self._rows: list[LossRow] = []
 
     def __call__(self, row: LossRow) -> None:
         """Take in one validation."""
         self._rows.append(row)
-        table = pd.DataFrame(self._rows, columns=LossRow._fields)
-        write_text(self._path, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+        if self._path is not None:
+            table = pd.DataFrame(self._rows, columns=LossRow._fields)
+            write_text(self._path, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
         self._mirror(row._asdict())
         say(
             f"  epoch {row.epoch:.2f}  step {row.step}  train loss {row.train_loss:.4f}  "
-            f"validation loss {row.validation_loss:.4f}"
+            f"validation loss {row.validation_loss:.4f}  accuracy {row.validation_accuracy:.1%}"
         )
 
 
@@ -53,17 +57,39 @@ def write_example_losses(path: Path, history: History, ids: Sequence[str]) -> No
     write_parquet(path, records, EXAMPLE_LOSSES)
 
 
+def read_histories(losses: Path, example_losses: Path) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+    """What a finished training left: its loss history, and response losses (validation, example) with token counts.
+
+    Raises:
+        UserError: a file is missing or damaged, or the two are not of one training.
+    """
+    try:
+        rows = pd.read_csv(losses)
+    except FileNotFoundError:
+        raise UserError(f"{losses}: not found; run `dvc repro finetune` to make it") from None
+    except (ValueError, UnicodeDecodeError):
+        raise UserError(f"{losses}: damaged; delete it and run `dvc repro finetune`") from None
+    examples = pd.DataFrame(read_parquet(example_losses), columns=EXAMPLE_LOSSES.names)
+    table = examples.pivot(index="step", columns="id", values="response_loss")
+    if rows.columns.tolist() != list(LossRow._fields) or table.index.tolist() != rows["step"].tolist():
+        raise UserError(f"{losses} and {example_losses} are not of one training; run `dvc repro finetune`")
+    tokens = examples[examples["step"] == table.index[0]].set_index("id")["response_tokens"]
+    return rows, table.to_numpy(), tokens[table.columns].to_numpy()
+
+
 def summarize(history: History) -> dict[str, Any]:
     """The figures of metrics/finetune.json."""
-    onset, best, last = history.onset, history.rows[history.onset.best], history.rows[-1]
+    onset, best, last = history.found, history.best, history.rows[-1]
     return {
         "best_epoch": round(best.epoch, 6),
         "best_step": best.step,
         "best_validation_loss": round(best.validation_loss, 6),
+        "best_validation_accuracy": round(best.validation_accuracy, 6),
         "first_validation_loss": round(history.rows[0].validation_loss, 6),
         "overfit_epoch": round(best.epoch, 6) if onset.seen else -1,
         "overfit_confirmed": int(onset.confirmed),
         "overfit_p_value": float(f"{onset.p_value:.4g}"),
+        "overfit_step": best.step if onset.seen else -1,
         "generalization_loss": round(onset.generalization_loss, 6),
         "epochs_trained": round(last.epoch, 6),
     }

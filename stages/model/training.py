@@ -2,255 +2,250 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from stages.model.batches import make_batch
+from stages.model.batches import iterate_batches
+from stages.model.history import History, StepLoss
 from stages.model.loss import token_losses
-from stages.model.onset import Onset, find_onset
+from stages.model.noise import EmbeddingNoise
+from stages.model.optimizer import MasterWeights
+from stages.model.parallel import Ranks, whole
+from stages.model.schedule import learning_rate_at, seed_of, step_rows, validation_steps
+from stages.model.settings import FinetuneParams
+from stages.model.state import Saved, StateFolder
 from stages.model.validation import ExampleLosses, validate
-from stages.pipeline.errors import UserError
-from stages.pipeline.progress import bar
+from stages.pipeline.errors import StoppedError, UserError
+from stages.pipeline.progress import Bar, bar, say
 from stages.tokens.arrays import NO_EXAMPLE, TokenArrays
 
-Schedule = Literal["constant", "linear", "cosine"]
+
+class Data(NamedTuple):
+    """What is trained on, and what is held against it."""
+
+    training: TokenArrays
+    validation: TokenArrays
 
 
-class LossRow(NamedTuple):
-    """One line of metrics/losses.csv."""
+class Trainer:
+    """Fine-tunes a model in place until overfitting is confirmed or all epochs are over.
 
-    step: int
-    epoch: float
-    tokens_seen: int
-    """Tokens trained on so far, without padding."""
-    train_loss: float
-    """Mean over supervised tokens since the line before; on the first line, of the first batch before training."""
-    validation_loss: float
-    """Mean over response tokens of all validation examples."""
-    validation_loss_full: float
-    """The same over instruction and response."""
-    learning_rate: float
-
-
-class History(NamedTuple):
-    """What a run leaves."""
-
-    rows: list[LossRow]
-    examples: list[ExampleLosses]
-    """Validation losses of each example, beside `rows`."""
-    onset: Onset
-    best_weights: dict[str, torch.Tensor]
-    """The state at the best validation, on the CPU, in the base model's own type."""
-    tokens_per_second: float
-    """Training alone, validation not counted."""
-
-
-class MasterWeights:
-    """AdamW over float32 copies of the weights, which keep updates too small for bfloat16.
-
-    For float32 models the weights are their own masters. Norms and biases, the parameters of fewer than two dimensions,
-    have no weight decay.
+    Every step depends on the state before it, its number and the data alone, so that a training that was stopped goes
+    on to the same bytes.
     """
-
-    def __init__(self, model: PreTrainedModel, weight_decay: float) -> None:
-        self._weights = [p for p in model.parameters() if p.requires_grad]
-        copies = any(p.dtype != torch.float32 for p in self._weights)
-        self._masters = [p.detach().float().clone() if copies else p for p in self._weights]
-        groups = [
-            {"params": [m for m in self._masters if m.dim() >= 2], "weight_decay": weight_decay},
-            {"params": [m for m in self._masters if m.dim() < 2], "weight_decay": 0.0},
-        ]
-        self._optimizer = torch.optim.AdamW(groups, fused=True)
-
-    def collect_gradients(self) -> None:
-        """Add what backward left to the masters' gradients."""
-        for weight, master in zip(self._weights, self._masters, strict=True):
-            if weight is master or weight.grad is None:
-                continue
-            if master.grad is None:
-                master.grad = weight.grad.float()
-            else:
-                master.grad += weight.grad
-            weight.grad = None
-
-    def step(self, learning_rate: float, max_grad_norm: float) -> float:
-        """One update; returns the norm of the gradient before clipping."""
-        norm = float(torch.nn.utils.clip_grad_norm_(self._masters, max_grad_norm, foreach=True))
-        if math.isfinite(norm):
-            for group in self._optimizer.param_groups:
-                group["lr"] = learning_rate
-            self._optimizer.step()
-            for weight, master in zip(self._weights, self._masters, strict=True):
-                if weight is not master:
-                    weight.detach().copy_(master)
-        self._optimizer.zero_grad(set_to_none=True)
-        return norm
-
-
-def learning_rate_at(step: int, steps: int, peak: float, warmup_fraction: float, schedule: Schedule) -> float:
-    """Rate of optimizer step `step` (from 0) of `steps`: linear warm-up to `peak`, then the schedule down to 0."""
-    warmup = max(1, round(warmup_fraction * steps))
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    done = (step - warmup) / max(1, steps - warmup)
-    return peak * {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[schedule]
-
-
-def step_rows(num_rows: int, batch_size: int, epochs: int, seed: int) -> Iterator[list[int]]:
-    """The rows of each optimizer step: every epoch all rows once, in an order of its own."""
-    for epoch in range(epochs):
-        order = np.random.default_rng([seed, epoch]).permutation(num_rows).tolist()
-        for start in range(0, num_rows, batch_size):
-            yield order[start : start + batch_size]
-
-
-def train_step(
-    model: PreTrainedModel, masters: MasterWeights, arrays: TokenArrays, rows: list[int], micro_batch_size: int
-) -> tuple[float, int]:
-    """Gradients of one optimizer step; returns the summed loss and the number of supervised tokens.
-
-    The loss is the sum over supervised tokens divided by their number over the whole step, so that it does not matter
-    into how many micro-batches the rows are cut.
-    """
-    device = model.device
-    num_supervised = int((arrays.labels[rows] >= 0).sum())
-    total = 0.0
-    for start in range(0, len(rows), micro_batch_size):
-        batch = make_batch(arrays, rows[start : start + micro_batch_size], device)
-        loss = token_losses(model, batch, batch.labels)[0].sum()
-        (loss / num_supervised).backward()
-        masters.collect_gradients()
-        total += float(loss.detach())
-    return total, num_supervised
-
-
-def train(
-    model: PreTrainedModel,
-    training: TokenArrays,
-    validation: TokenArrays,
-    *,
-    learning_rate: float,
-    schedule: Schedule,
-    warmup_fraction: float,
-    epochs: int,
-    batch_size: int,
-    micro_batch_size: int,
-    weight_decay: float,
-    max_grad_norm: float,
-    validations_per_epoch: int,
-    early_stopping: bool,
-    overfit_patience: int,
-    overfit_p_value: float,
-    seed: int,
-    on_validation: Callable[[LossRow], None],
-) -> History:
-    """Fine-tune `model` in place until overfitting is confirmed or `epochs` are over.
-
-    `on_validation` is called after each validation, the first of which comes before training.
-
-    Raises:
-        UserError: the loss or its gradient is no longer finite.
-    """
-    torch.manual_seed(seed)
-    model.train()
-    masters = MasterWeights(model, weight_decay)
-    recorder = Recorder(model, training, validation, overfit_patience, overfit_p_value, on_validation)
-    steps_per_epoch = math.ceil(len(training.input_ids) / batch_size)
-    steps = steps_per_epoch * epochs
-    validate_at = {
-        round(k * steps_per_epoch / validations_per_epoch) for k in range(1, validations_per_epoch * epochs + 1)
-    }
-    all_rows = list(step_rows(len(training.input_ids), batch_size, epochs, seed))
-    recorder.before_training(all_rows[0][:micro_batch_size])
-    with bar("training", steps) as progress:
-        for step, rows in enumerate(all_rows, start=1):
-            started = time.perf_counter()
-            rate = learning_rate_at(step - 1, steps, learning_rate, warmup_fraction, schedule)
-            loss, count = train_step(model, masters, training, rows, micro_batch_size)
-            norm = masters.step(rate, max_grad_norm)
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise UserError(f"finetune: loss or gradient not finite at step {step}; lower finetune.learning_rate")
-            recorder.count(rows, loss, count, time.perf_counter() - started)
-            progress.advance(note=f"loss {loss / count:.3f}  {recorder.tokens_per_second:.0f} tokens/s")
-            if (
-                step in validate_at
-                and recorder.validate(step, step / steps_per_epoch, rate).confirmed
-                and early_stopping
-            ):
-                break
-    return recorder.history()
-
-
-class Recorder:
-    """Keeps the loss history, the best weights and the speed while training goes on."""
 
     def __init__(
         self,
         model: PreTrainedModel,
-        training: TokenArrays,
-        validation: TokenArrays,
-        patience: int,
-        threshold: float,
-        on_validation: Callable[[LossRow], None],
+        data: Data,
+        settings: FinetuneParams,
+        history: History,
+        masters: MasterWeights,
+        *,
+        ranks: Ranks,
+        state: StateFolder,
+        stop_reason: Callable[[], str | None],
+        on_validated: Callable[[int], None],
+        on_first_validation: Callable[[ExampleLosses], None],
     ) -> None:
-        self._model, self._training, self._validation = model, training, validation
-        self._patience, self._threshold, self._on_validation = patience, threshold, on_validation
-        self._rows: list[LossRow] = []
-        self._examples: list[ExampleLosses] = []
-        self._best_weights: dict[str, torch.Tensor] = {}
-        self._onset: Onset | None = None
-        self._tokens_seen, self._seconds = 0, 0.0
-        self._loss_sum, self._loss_count = 0.0, 0
+        self._model, self._data, self._settings = model, data, settings
+        self._history, self._masters = history, masters
+        self._ranks, self._state, self._stop_reason = ranks, state, stop_reason
+        self._on_validated, self._on_first_validation = on_validated, on_first_validation
+        self._noise = EmbeddingNoise(model, settings.neftune_alpha)
+        self._steps_per_epoch = math.ceil(len(data.training.input_ids) / settings.batch_size)
+        self._speed = _Speed()
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in all epochs."""
+        return self._steps_per_epoch * self._settings.epochs
 
     @property
     def tokens_per_second(self) -> float:
-        """Of training so far, without padding."""
-        return self._tokens_seen / self._seconds if self._seconds else 0.0
+        """Of training in this process's time, validation and padding not counted."""
+        return self._speed.tokens_per_second
 
-    def before_training(self, rows: list[int]) -> None:
-        """The line for step 0."""
+    def run(self) -> None:
+        """Train; from where it was stopped, if it was.
+
+        Raises:
+            UserError: the loss or its gradient is no longer finite.
+            StoppedError: it was told to stop, and is saved.
+        """
+        settings = self._settings
+        plan = list(step_rows(len(self._data.training.input_ids), settings.batch_size, settings.epochs, settings.seed))
+        validate_at = validation_steps(self._steps_per_epoch, settings.validations_per_epoch, settings.epochs)
+        self._model.train()
+        done = self._resume()
+        if done is None:
+            self._before_training(plan[0])
+            done = 0
+        with bar("training", self.steps) as progress:
+            progress.advance(done)
+            for step in range(done + 1, self.steps + 1):
+                if self._is_over():
+                    break
+                self._stop_if_asked(step - 1)
+                rate = self._step(step, plan[step - 1], progress)
+                if step in validate_at:
+                    self._validate(step, rate)
+                if step % settings.save_every == 0 and step < self.steps:
+                    self._save(step)
+
+    def _is_over(self) -> bool:
+        return self._settings.early_stopping and self._history.found.confirmed
+
+    def _before_training(self, rows: list[int]) -> None:
+        """The line for step 0: the loss of the first rows, and the first validation."""
         with torch.no_grad():
-            batch = make_batch(self._training, rows, self._model.device)
-            losses = token_losses(self._model, batch, batch.labels)[0]
-        self._loss_sum, self._loss_count = float(losses.sum()), len(losses)
-        self.validate(0, 0.0, 0.0)
+            few = rows[: self._settings.micro_batch_size]
+            first = next(iterate_batches(self._data.training, [few], self._model.device))
+            losses = token_losses(self._model, first, first.labels)
+        self._history.count(StepLoss(float(losses.nll.sum()), float(losses.correct.sum()), len(losses.nll)), 0)
+        self._validate(0, 0.0)
+        self._on_first_validation(self._history.examples[0])
 
-    def count(self, rows: list[int], loss: float, num_supervised: int, seconds: float) -> None:
-        """Take in one optimizer step."""
-        self._tokens_seen += int((self._training.example[rows] != NO_EXAMPLE).sum())
-        self._loss_sum += loss
-        self._loss_count += num_supervised
+    def _step(self, step: int, rows: list[int], progress: Bar) -> float:
+        """One optimizer step; its learning rate."""
+        settings = self._settings
+        started = time.perf_counter()
+        torch.manual_seed(seed_of(settings.seed, step, self._ranks.rank))
+        rate = learning_rate_at(
+            step - 1, self.steps, settings.learning_rate, settings.warmup_fraction, settings.schedule
+        )
+        found = train_step(
+            self._model,
+            self._data.training,
+            rows,
+            settings.micro_batch_size,
+            ranks=self._ranks,
+            sharded=settings.sharding == "fsdp" and self._ranks.world > 1,
+            label_smoothing=settings.label_smoothing,
+            noise=self._noise,
+        )
+        norm = self._masters.gradient_norm()
+        if not (math.isfinite(found.loss) and math.isfinite(norm)):
+            self._not_finite(step, rows, "loss" if math.isfinite(norm) else "gradient")
+        self._masters.step(rate, norm, settings.max_grad_norm)
+        tokens = int((self._data.training.example[rows] != NO_EXAMPLE).sum())
+        self._history.count(found, tokens)
+        self._speed.count(tokens, time.perf_counter() - started)
+        progress.advance(note=f"loss {found.loss / found.supervised:.3f}  {self.tokens_per_second:.0f} tokens/s")
+        return rate
+
+    def _not_finite(self, step: int, rows: list[int], what: str) -> None:
+        numbers = sorted({int(n) for n in self._data.training.example[rows].flatten() if n != NO_EXAMPLE})
+        ids = ", ".join(self._data.training.ids[number] for number in numbers[:8])
+        more = f" and {len(numbers) - 8} more" if len(numbers) > 8 else ""
+        kept = self._state.latest_step()
+        where = f"; the state after step {kept} is kept in {self._state.path}" if kept is not None else ""
+        raise UserError(
+            f"finetune: the {what} is not finite at step {step} (rows {ids}{more}); lower finetune.learning_rate, "
+            f"raise finetune.warmup_fraction, or set finetune.precision: fp32{where}"
+        )
+
+    def _validate(self, step: int, rate: float) -> None:
+        examples = validate(self._model, self._data.validation, self._model.device, self._ranks)
+        epoch = step / self._steps_per_epoch
+        if self._history.validated(step, epoch, rate, examples):
+            weights = {name: whole(p.detach()) for name, p in self._model.named_parameters() if p.requires_grad}
+            self._history.best_weights = {name: w.to("cpu", copy=True).contiguous() for name, w in weights.items()}
+        self._on_validated(step)
+
+    def _resume(self) -> int | None:
+        """Steps that are done, after going back to the latest state if there is one."""
+        saved = self._state.load() if self._ranks.first else None
+        if self._ranks.world > 1:
+            step = int(self._ranks.total(saved.step + 1 if saved else 0)[0]) - 1
+            if not self._ranks.first and step >= 0:
+                saved = self._state.load(step)
+        if saved is None:
+            return None
+        part = {kind: _under(kind, saved.tensors) for kind in ("masters", "history")}
+        self._masters.restore(part["masters"], saved.values["masters"])
+        self._history.restore(part["history"], saved.values["history"], saved.best)
+        say(f"  goes on after step {saved.step} of {self.steps}")
+        return saved.step
+
+    def _save(self, step: int) -> None:
+        tensors: dict[str, Tensor] = {}
+        values: dict[str, Any] = {}
+        for kind, (of_kind, values[kind]) in {
+            "masters": self._masters.state(),
+            "history": self._history.state(),
+        }.items():
+            tensors |= {f"{kind}/{name}": tensor for name, tensor in of_kind.items()}
+        if self._ranks.first:
+            self._state.save(Saved(step, tensors, values, self._history.best_weights), self._history.best.step)
+
+    def _stop_if_asked(self, done: int) -> None:
+        reason = self._stop_reason()
+        if self._ranks.total(reason is not None)[0]:
+            self._save(done)
+            raise StoppedError(
+                f"finetune: stopped after step {done} of {self.steps} ({reason or 'by another process'}); the state is "
+                "saved, run `dvc repro` to go on"
+            )
+
+
+def train_step(
+    model: PreTrainedModel,
+    arrays: TokenArrays,
+    rows: list[int],
+    micro_batch_size: int,
+    *,
+    ranks: Ranks,
+    sharded: bool,
+    label_smoothing: float,
+    noise: EmbeddingNoise,
+) -> StepLoss:
+    """Gradients of one optimizer step on `rows`, of which this process takes its share.
+
+    The loss is the sum over supervised tokens divided by their number over the whole step, so that it does not matter
+    how many micro-batches or processes the rows are cut into.
+    """
+    num_supervised = int((arrays.labels[rows] >= 0).sum())
+    share = ranks.share(rows)
+    chunks = [share[start : start + micro_batch_size] for start in range(0, len(share), micro_batch_size)]
+    if sharded:  # all processes compute together: one that has no rows left computes in vain
+        chunks += [[]] * (math.ceil(math.ceil(len(rows) / ranks.world) / micro_batch_size) - len(chunks))
+    nll, correct = 0.0, 0.0
+    batches = iterate_batches(arrays, [chunk or rows[:1] for chunk in chunks], model.device)
+    for chunk, batch in zip(chunks, batches, strict=True):
+        noise.expect(batch)
+        losses = token_losses(model, batch, batch.labels, label_smoothing)
+        objective = losses.objective.sum() / num_supervised
+        (objective if chunk else 0 * objective).backward()
+        if chunk:
+            nll += float(losses.nll.sum())
+            correct += float(losses.correct.sum())
+    nll, correct = ranks.total(nll, correct)
+    return StepLoss(nll, correct, num_supervised)
+
+
+class _Speed:
+    """Tokens a second, without the first step, in which kernels are compiled."""
+
+    def __init__(self) -> None:
+        self._tokens, self._seconds, self._steps = 0, 0.0, 0
+
+    def count(self, tokens: int, seconds: float) -> None:
+        """Take in one step."""
+        if self._steps == 1:
+            self._tokens, self._seconds = 0, 0.0
+        self._tokens += tokens
         self._seconds += seconds
+        self._steps += 1
 
-    def validate(self, step: int, epoch: float, learning_rate: float) -> Onset:
-        """Validate, keep the weights if they are the best so far, and judge the history."""
-        examples = validate(self._model, self._validation, self._model.device)
-        train_loss = self._loss_sum / self._loss_count
-        self._loss_sum, self._loss_count = 0.0, 0
-        row = LossRow(
-            step, epoch, self._tokens_seen, train_loss, examples.response_loss, examples.full_loss, learning_rate
-        )
-        self._rows.append(row)
-        self._examples.append(examples)
-        self._onset = find_onset(
-            [row.train_loss for row in self._rows],
-            np.stack([examples.response for examples in self._examples]),
-            examples.response_tokens,
-            patience=self._patience,
-            threshold=self._threshold,
-        )
-        if self._onset.best == len(self._rows) - 1:
-            self._best_weights = {
-                name: tensor.detach().cpu().clone() for name, tensor in self._model.state_dict().items()
-            }
-        self._on_validation(row)
-        return self._onset
+    @property
+    def tokens_per_second(self) -> float:
+        return self._tokens / self._seconds if self._seconds else 0.0
 
-    def history(self) -> History:
-        """What to keep of the run."""
-        assert self._onset is not None, "before_training comes first"
-        return History(self._rows, self._examples, self._onset, self._best_weights, self.tokens_per_second)
+
+def _under(kind: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{kind}/"): tensor for name, tensor in tensors.items() if name.startswith(f"{kind}/")}

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from stages.model.batches import make_batch
 from stages.model.loss import token_losses
+from stages.model.parallel import ALONE, Ranks
 from stages.pipeline.progress import bar
 from stages.tokens.arrays import TokenArrays
 
@@ -17,9 +18,16 @@ class ExampleLosses(NamedTuple):
 
     response: np.ndarray
     response_tokens: np.ndarray
+    response_correct: np.ndarray
+    """Response tokens that no other token was likelier than; int64 (example,)."""
     full: np.ndarray
     """Over instruction and response."""
     full_tokens: np.ndarray
+
+    @property
+    def response_accuracy(self) -> float:
+        """Share of response tokens that no other token was likelier than."""
+        return float(self.response_correct.sum() / self.response_tokens.sum())
 
     @property
     def response_loss(self) -> float:
@@ -33,19 +41,29 @@ class ExampleLosses(NamedTuple):
 
 
 @torch.no_grad()
-def validate(model: PreTrainedModel, arrays: TokenArrays, device: torch.device) -> ExampleLosses:
-    """Losses of every example of a split, whatever training masks; the model is left as it was."""
+def validate(model: PreTrainedModel, arrays: TokenArrays, device: torch.device, ranks: Ranks = ALONE) -> ExampleLosses:
+    """Losses of every example of a split, whatever training masks; the model is left as it was.
+
+    Each of several processes takes its share of the rows, and all get the whole.
+    """
     was_training = model.training
     model.eval()
-    response, full = _Sums(len(arrays.ids)), _Sums(len(arrays.ids))
-    for row in range(len(arrays.input_ids)):
-        batch = make_batch(arrays, [row], device)
-        losses, places = token_losses(model, batch, batch.next_ids)
-        example, in_response = batch.example[places], batch.in_response[places]
-        response.add(losses[in_response], example[in_response])
-        full.add(losses, example)
+    response, full, correct = (_Sums(len(arrays.ids)) for _ in range(3))
+    num_rows = len(arrays.input_ids)
+    for start in range(0, num_rows, ranks.world):
+        row = start + ranks.rank
+        batch = make_batch(arrays, [row % num_rows], device)
+        losses = token_losses(model, batch, batch.next_ids)
+        if row < num_rows:  # processes with sharded weights compute together, so one without a row computes in vain
+            example, in_response = batch.example[losses.places], batch.in_response[losses.places]
+            response.add(losses.nll[in_response], example[in_response])
+            correct.add(losses.correct[in_response], example[in_response])
+            full.add(losses.nll, example)
     model.train(was_training)
-    return ExampleLosses(response.sums, response.counts, full.sums, full.counts)
+    sums = [response.sums, response.counts, correct.sums, full.sums, full.counts]
+    together = ranks.sum(torch.from_numpy(np.stack(sums).astype(np.float64)).to(device)).cpu().numpy()
+    kinds = (np.float64, np.int64, np.int64, np.float64, np.int64)
+    return ExampleLosses(*(values.astype(kind) for values, kind in zip(together, kinds, strict=True)))
 
 
 @torch.no_grad()
@@ -56,8 +74,8 @@ def label_losses(model: PreTrainedModel, arrays: TokenArrays, device: torch.devi
     with bar("likelihoods", len(arrays.input_ids)) as progress:
         for row in range(len(arrays.input_ids)):
             batch = make_batch(arrays, [row], device)
-            losses, places = token_losses(model, batch, batch.labels)
-            sums.add(losses, batch.example[places])
+            losses = token_losses(model, batch, batch.labels)
+            sums.add(losses.nll, batch.example[losses.places])
             progress.advance()
     return sums.sums / sums.counts
 

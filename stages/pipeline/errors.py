@@ -1,5 +1,6 @@
 """What went wrong, told in one line to the person who can mend it."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,23 +9,38 @@ from contextlib import contextmanager
 class UserError(Exception):
     """A mistake in data, parameters or surroundings; its text says where, what, and what to do next."""
 
+    exit_code = 2
+
+
+class BusyError(UserError):
+    """Another process is at it; later it may go (EX_TEMPFAIL of sysexits.h)."""
+
+    exit_code = 75
+
+
+class StoppedError(UserError):
+    """Told to stop, and everything is saved (128 + SIGINT, as shells have it)."""
+
+    exit_code = 130
+
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn a `UserError`, or a file that cannot be read or written, into one line on stderr and exit code 2.
+    """Turn a `UserError`, or a file that cannot be read or written, into one line on stderr and its exit code (2).
 
     Anything else is a bug of ours and keeps its traceback.
     """
     try:
         yield
     except UserError as error:
-        _exit(str(error))
+        _exit(str(error), error.exit_code)
     except OSError as error:
         if error.filename is None:
             raise
-        _exit(f"{error.filename}: {(error.strerror or 'cannot be used').lower()}")
+        _exit(f"{error.filename}: {(error.strerror or 'cannot be used').lower()}", UserError.exit_code)
 
 
-def _exit(message: str) -> None:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    raise SystemExit(2)
+def _exit(message: str, code: int) -> None:
+    if os.environ.get("RANK", "0") == "0":  # of several processes under torchrun, the first speaks
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(code)

@@ -148,6 +148,11 @@ def _damaged(path: Path) -> UserError:
     return UserError(f"{path}: damaged; delete it and run `dvc repro`")
 
 
+def dvc_root() -> Path:
+    """The repository, also where DVC runs a stage in a temporary copy of it."""
+    return Path(os.environ.get("DVC_ROOT") or Path.cwd())
+
+
 def sha256_of(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with path.open("rb") as file:

@@ -1,5 +1,6 @@
 """Progress for the person who waits: a bar in a terminal, plain lines elsewhere."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,7 +8,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+# Of several processes under torchrun, the first speaks.
+console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False, quiet=os.environ.get("RANK", "0") != "0")
 
 
 class Bar:

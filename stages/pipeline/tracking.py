@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,17 +17,15 @@ from typing import Any, Self
 
 import yaml
 
-from stages.pipeline.files import sha256_of
+from stages.pipeline.errors import StoppedError
+from stages.pipeline.files import dvc_root, sha256_of
 from stages.pipeline.progress import say
 
 EXPERIMENT = "onset"
 FINETUNE_TAG = "onset.finetune_sha256"
 """Tag by which a judge run finds the finetune run it belongs to: the hash of metrics/finetune.json."""
-
-
-def dvc_root() -> Path:
-    """The repository, also where DVC runs a stage in a temporary copy of it."""
-    return Path(os.environ.get("DVC_ROOT") or Path.cwd())
+TRAINING_TAG = "onset.training"
+"""Tag by which a training finds the run that it was stopped in: the fingerprint of its state, and where it runs."""
 
 
 def _settings_for_a_mirror() -> None:
@@ -101,11 +100,20 @@ class Mirror:
 
 
 class FinetuneRun(Mirror):
-    """The run of one fine-tuning; `with` closes it as finished or failed."""
+    """The run of one fine-tuning, by its fingerprint; `with` closes it as finished, failed or killed.
 
-    def __init__(self, params: Path, data: Mapping[str, Path]) -> None:
+    A training that goes on after it was stopped goes on in its run, and a point that is there is not logged again.
+    """
+
+    def __init__(self, params: Path, data: Mapping[str, Path], fingerprint: str, quiet: bool = False) -> None:
+        """`quiet`: another process has the run, and this one logs nothing."""
         super().__init__()
+        self._alive = not quiet
         self._params, self._data = params, data
+        here = hashlib.sha256(f"{socket.gethostname()} {dvc_root().resolve()}".encode()).hexdigest()
+        self._training = f"{fingerprint}@{here[:8]}"  # a teammate may train the same, and has a run of their own
+        self._logged: set[int] = set()
+        self._summarized = False
 
     def __enter__(self) -> Self:
         self._try(self._start)
@@ -114,31 +122,66 @@ class FinetuneRun(Mirror):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if not self._alive:
+            return
         import mlflow
 
-        self._try(lambda: mlflow.end_run("FINISHED" if kind is None else "FAILED"))
+        status = "FINISHED" if kind is None else "KILLED" if isinstance(error, StoppedError) else "FAILED"
+        self._try(lambda: mlflow.end_run(status))
 
     def _start(self) -> None:
         _settings_for_a_mirror()
         import mlflow
 
         _open_experiment()
+        found = mlflow.search_runs(
+            filter_string=f"tags.`{TRAINING_TAG}` = '{self._training}' and attributes.status != 'FINISHED'",
+            max_results=1,
+            output_format="list",
+        )
+        if found:
+            run_id = found[0].info.run_id
+            mlflow.start_run(run_id)
+            points = mlflow.MlflowClient().get_metric_history(run_id, "validation_loss")
+            self._logged = {point.step for point in points}
+            self._summarized = "best_epoch" in found[0].data.metrics
+            return
         name = os.environ.get("DVC_EXP_NAME")
-        mlflow.start_run(run_name=f"finetune {name}" if name else "finetune", tags=_tags("finetune", self._data))
+        tags = _tags("finetune", self._data) | {TRAINING_TAG: self._training}
+        mlflow.start_run(run_name=f"finetune {name}" if name else "finetune", tags=tags)
         mlflow.log_params(_flat(self._params))
 
     def log_losses(self, row: Mapping[str, float]) -> None:
         """One validation: every figure of the row, at its step."""
-        import mlflow
+        step = int(row["step"])
 
-        self._try(lambda: mlflow.log_metrics(_numbers(row), step=int(row["step"])))
+        def log() -> None:
+            import mlflow
+
+            mlflow.log_metrics(_numbers(row), step=step)
+
+        if step not in self._logged:
+            self._try(log)
+            self._logged.add(step)
+
+    def log_samples(self, step: int, text: str) -> None:
+        """Sample answers at a validation."""
+
+        def log() -> None:
+            import mlflow
+
+            mlflow.log_text(text, f"samples/step-{step:06d}.txt")
+
+        self._try(log)
 
     def finish(self, metrics: Path, summary: Mapping[str, Any], files: Sequence[Path]) -> None:
         """The summary, and files to keep; `metrics` is the file whose hash marks this run for judge."""
-        import mlflow
 
         def log() -> None:
-            mlflow.log_metrics(_numbers(summary))
+            import mlflow
+
+            if not self._summarized:
+                mlflow.log_metrics(_numbers(summary))
             mlflow.set_tag(FINETUNE_TAG, hashlib.sha256(metrics.read_bytes()).hexdigest())
             for file in files:
                 mlflow.log_artifact(str(file))

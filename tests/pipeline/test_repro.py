@@ -27,7 +27,7 @@ TINY: dict[str, dict[str, Any]] = {
     "base_model": {"sha256": None},
     "split": {"train_fraction": 0.6, "validation_fraction": 0.2, "test_fraction": 0.2},
     "collate": {"max_seq_len": 256},
-    "finetune": {"learning_rate": "1e-2", "epochs": 2, "validations_per_epoch": 2},
+    "finetune": {"learning_rate": "1e-2", "epochs": 2, "validations_per_epoch": 2, "compile": False},
     "generate": {"max_new_tokens": 8},
     "judge": {"card_rows": 5, "resamples": 200},
 }
@@ -121,7 +121,8 @@ def test_it_leaves_what_other_tools_read(project: Path) -> None:
     finetuned = read(project, "finetune")
     losses = pd.read_csv(project / "metrics/losses.csv")
     assert losses.columns.tolist() == [
-        "step", "epoch", "tokens_seen", "train_loss", "validation_loss", "validation_loss_full", "learning_rate"
+        "step", "epoch", "tokens_seen", "train_loss", "validation_loss", "validation_loss_full", "learning_rate",
+        "train_accuracy", "validation_accuracy",
     ]  # fmt: skip
     assert losses["validation_loss"].min() == pytest.approx(finetuned["best_validation_loss"], rel=1e-4)
     assert losses.sort_values("validation_loss")["epoch"].iloc[0] == pytest.approx(finetuned["best_epoch"], abs=1e-4)

@@ -1,0 +1,144 @@
+"""What is looked at before training: does it fit, how long will it take, does the model start where it should."""
+
+import contextlib
+import math
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import psutil
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+
+from stages.model.optimizer import MasterWeights
+from stages.model.settings import FinetuneParams
+from stages.model.validation import ExampleLosses
+from stages.pipeline.errors import UserError
+from stages.tokens.arrays import NO_EXAMPLE, TokenArrays
+
+ASIDE = 600 << 20
+"""Bytes of a process that has imported everything and holds nothing."""
+
+STATES_KEPT = {True: (4, 4), False: (13, 5)}
+"""Tensors of the hidden size, and of the MLP's size, that a layer keeps of each token for the backward pass: with fused
+layers, and with transformers' own. Counted in the code of the first; of the second fitted to measured peaks."""
+
+FRACTION_OF_RATE = {True: 0.45, False: 0.25}
+"""Share of the machine's matrix rate that training reaches, fused or not; measured on a CPU (README)."""
+
+
+class Need(NamedTuple):
+    """What a training will take, roughly."""
+
+    memory: int
+    """Bytes, on the device that computes."""
+    seconds: float
+    """All epochs, validations included."""
+
+
+def estimate(
+    model: PreTrainedModel,
+    masters: MasterWeights,
+    settings: FinetuneParams,
+    data: tuple[TokenArrays, TokenArrays],
+    fused: bool,
+) -> Need:
+    """Memory from what is kept and for how long; time from the floating-point operations and a trial of the machine."""
+    training, validation = data
+    config = model.config.get_text_config()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    num_trained = sum(p.numel() for p in trained)
+    own_size = trained[0].element_size()
+    kept = sum(p.numel() * p.element_size() for p in model.parameters())
+    kept += num_trained * (masters.bytes_per_weight - (4 if own_size == 4 else 0) + own_size)
+    width = training.input_ids.shape[1]
+    tokens = min(settings.micro_batch_size, len(training.input_ids)) * width
+    hidden, inner = config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    of_hidden, of_inner = STATES_KEPT[fused]
+    layers = 2 if settings.gradient_checkpointing else config.num_hidden_layers
+    states = tokens * own_size * (layers * (of_hidden * hidden + of_inner * inner) + config.num_hidden_layers * hidden)
+    supervised = (training.labels >= 0).mean() * tokens
+    logits = int(supervised * config.vocab_size * (own_size + (0 if fused else 8)))
+    largest = max(p.numel() for p in trained) * own_size * 3
+    seen = (training.example != NO_EXAMPLE).sum() * settings.epochs * 6
+    seen += (validation.example != NO_EXAMPLE).sum() * (settings.epochs * settings.validations_per_epoch + 1) * 2
+    operations = (
+        float(seen) * sum(p.numel() for p in model.parameters()) * (4 / 3 if settings.gradient_checkpointing else 1)
+    )
+    seconds = operations / (matrix_rate(model.device, model.dtype) * FRACTION_OF_RATE[fused])
+    return Need(ASIDE + kept + states + logits + largest, seconds)
+
+
+def check_memory(need: Need, device: torch.device) -> int:
+    """Bytes that are free.
+
+    Raises:
+        UserError: they are too few.
+    """
+    free = free_memory(device)
+    if need.memory > free:
+        raise UserError(
+            f"finetune: needs about {need.memory / 2**30:.1f} GiB of memory and {free / 2**30:.1f} GiB are free; lower "
+            "finetune.micro_batch_size, set finetune.gradient_checkpointing, or take finetune.method: lora"
+        )
+    return free
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process may still take: of the GPU, or of the machine or container."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = int(psutil.virtual_memory().available)
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit ("max")
+        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    return free + int(psutil.Process().memory_info().rss)
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
+    """Floating-point operations a second of square matrix products, the best of a few."""
+    matrix = torch.ones(size, size, dtype=dtype, device=device)
+    best = math.inf
+    for _ in range(4):
+        started = time.perf_counter()
+        product = matrix @ matrix
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        del product
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+@torch.no_grad()
+def plain_losses(model: PreTrainedModel, arrays: TokenArrays, count: int = 4) -> dict[int, float]:
+    """Summed loss over all tokens of a few examples, each alone, by transformers and nothing of ours."""
+    model.eval()
+    losses = {}
+    for number in range(min(count, len(arrays.ids))):
+        row, columns = np.nonzero(arrays.example == number)
+        ids = torch.from_numpy(arrays.input_ids[row, columns].astype(np.int64))[None].to(model.device)
+        targets = torch.from_numpy(arrays.next_ids[row, columns].astype(np.int64)).to(model.device)
+        losses[number] = float(cross_entropy(model(input_ids=ids).logits[0].float(), targets, reduction="sum"))
+    return losses
+
+
+def check_start(plain: dict[int, float], found: ExampleLosses, vocabulary: int) -> str | None:
+    """Hold the first validation against `plain_losses`; a warning where the base model knows nothing.
+
+    Raises:
+        UserError: they are not the same by more than rounding.
+    """
+    numbers = sorted(plain)
+    expected = sum(plain[number] for number in numbers) / found.full_tokens[numbers].sum()
+    ours = found.full[numbers].sum() / found.full_tokens[numbers].sum()
+    if not abs(ours - expected) <= 0.02 * expected + 0.01:
+        raise UserError(
+            f"finetune: the base model's loss should be {expected:.3f} and is {ours:.3f} here: packing or a fast path "
+            "is wrong for this model; set collate.strategy: pad and finetune.compile: false, and report it"
+        )
+    if found.full_loss >= math.log(vocabulary):
+        guessing = math.log(vocabulary)
+        return f"the base model's loss, {found.full_loss:.2f}, is that of guessing ({guessing:.2f}): is it trained?"
+    return None

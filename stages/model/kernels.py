@@ -1,0 +1,143 @@
+"""The elementwise work of a decoder layer and of the loss, as plain functions that torch.compile fuses into loops.
+
+A training step on a CPU waits for memory more than for arithmetic; each of these reads and writes its tensors once.
+They are written by hand together with their derivatives, so that no intermediate result has to be kept for the backward
+pass. Everything is computed in float32 whatever the tensors are. Without a compiler they run as they stand.
+"""
+
+import functools
+import shutil
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_state = {"compiled": False}
+
+
+def can_compile() -> bool:
+    """Whether there is a C++ compiler for torch.compile to use."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        return shutil.which(get_cpp_compiler()) is not None
+    except InvalidCxxCompiler:
+        return False
+
+
+def use_compiled(wanted: bool) -> None:
+    """Fuse the kernels of this module from now on, or run them as they stand."""
+    _state["compiled"] = wanted
+
+
+def _kernel(function: Function) -> Function:
+    fused = functools.cache(lambda: torch.compile(function, dynamic=None, fullgraph=True))
+
+    @functools.wraps(function)
+    def run(*arguments: Any) -> Any:
+        if not _state["compiled"]:
+            return function(*arguments)
+        for tensor in arguments:  # one loop for any number of tokens, but for this model's own sizes
+            if isinstance(tensor, torch.Tensor) and len(tensor) == len(arguments[0]):
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        return fused()(*arguments)
+
+    return run  # type: ignore[return-value]
+
+
+@_kernel
+def rms_norm(hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """RMS norm of rows (tokens, size), arXiv 1910.07467."""
+    x = hidden.float()
+    scale = torch.rsqrt((x * x).mean(-1, keepdim=True) + eps)
+    return (x * scale).to(hidden.dtype) * weight
+
+
+@_kernel
+def rms_norm_backward(
+    gradient: torch.Tensor, hidden: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of `rms_norm`: of hidden, with the gradient of the residual branch added, and of weight (float32)."""
+    x, g = hidden.float(), gradient.float()
+    scale = torch.rsqrt((x * x).mean(-1, keepdim=True) + eps)
+    normed, scaled = x * scale, g * weight.float()
+    of_hidden = scale * (scaled - normed * (scaled * normed).mean(-1, keepdim=True))
+    return (of_hidden + residual.float()).to(hidden.dtype), (g * normed).sum(0)
+
+
+@_kernel
+def swiglu(both: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up, arXiv 2002.05202, of gate and up side by side, (tokens, 2 * size)."""
+    gate, up = both.float().chunk(2, 1)
+    return (gate * torch.sigmoid(gate) * up).to(both.dtype)
+
+
+@_kernel
+def swiglu_backward(both: torch.Tensor, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`swiglu` once more, and its gradients of gate and up."""
+    gate, up = both.float().chunk(2, 1)
+    g = gradient.float()
+    sigmoid = torch.sigmoid(gate)
+    silu = gate * sigmoid
+    of_gate = g * up * (sigmoid + silu * (1 - sigmoid))
+    return (silu * up).to(both.dtype), of_gate.to(both.dtype), (g * silu).to(both.dtype)
+
+
+@_kernel
+def rotate(rows: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, heads: int, turned: int) -> torch.Tensor:
+    """Rotary positions, arXiv 2104.09864, on the first `turned` of the heads side by side in (tokens, heads * size).
+
+    cos and sin are float32 (tokens, size), each half the same; with sin negated this is its own gradient.
+    """
+    all_heads = rows.view(len(rows), heads, -1)
+    x = all_heads[:, :turned].float()
+    half = x.shape[-1] // 2
+    other = torch.cat([-x[..., half:], x[..., :half]], -1)
+    result = (x * cos[:, None] + other * sin[:, None]).to(rows.dtype)
+    return torch.cat([result, all_heads[:, turned:]], 1).view_as(rows)
+
+
+@_kernel
+def causal_softmax(scores: torch.Tensor, scale: float, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """Softmax over the last axis of scores (batch, queries, keys) where key <= query; positions int64 (axis,)."""
+    x = torch.where(key[None, :] <= query[:, None], scores.float() * scale, float("-inf"))
+    x = torch.exp(x - x.amax(-1, keepdim=True))
+    return (x / x.sum(-1, keepdim=True)).to(scores.dtype)
+
+
+@_kernel
+def softmax_backward(probabilities: torch.Tensor, gradient: torch.Tensor, scale: float) -> torch.Tensor:
+    """Gradient of the scores before scaling."""
+    p, g = probabilities.float(), gradient.float()
+    return (p * (g - (p * g).sum(-1, keepdim=True)) * scale).to(probabilities.dtype)
+
+
+@_kernel
+def zero_where(rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Rows (n, size) with those at places, bool (n,), zeroed."""
+    return torch.where(places[:, None], 0.0, rows)
+
+
+@_kernel
+def transpose(matrix: torch.Tensor) -> torch.Tensor:
+    """The transpose as a tensor of its own; torch's copy does this on one core."""
+    return matrix.t().clone(memory_format=torch.contiguous_format)
+
+
+@_kernel
+def log_sum_exp(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logarithm of the softmax's denominator and the highest, float32 (n,), of logits (n, vocabulary)."""
+    x = logits.float()
+    top = x.amax(1, keepdim=True)
+    return torch.exp(x - top).sum(1).log() + top[:, 0], top[:, 0]
+
+
+@_kernel
+def softmax_times_(
+    logits: torch.Tensor, denominators: torch.Tensor, factors: torch.Tensor, less: float
+) -> torch.Tensor:
+    """In place: softmax of logits (n, vocabulary) by their `log_sum_exp`, minus `less`, each row times its factor."""
+    return logits.copy_((torch.exp(logits.float() - denominators[:, None]) - less) * factors[:, None])

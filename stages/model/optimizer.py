@@ -1,0 +1,150 @@
+"""Optimizers of torch.optim on float32 masters of the weights."""
+
+import functools
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from stages.model.parallel import ALONE, Ranks, like, whole
+from stages.pipeline.errors import UserError
+
+
+class MasterWeights:
+    """An optimizer over float32 copies of the trained weights, which keep updates too small for bfloat16.
+
+    Float32 weights are their own masters. Norms and biases, the parameters of fewer than two dimensions, have no weight
+    decay. Among several processes gradients are summed: each has divided its loss by the tokens of the whole step.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        optimizer: str,
+        weight_decay: float,
+        options: Mapping[str, Any],
+        ranks: Ranks = ALONE,
+        sharded: bool = False,
+    ) -> None:
+        """Raise `UserError` where the optimizer does not know an option."""
+        self._ranks = ranks
+        self._sharded = sharded
+        self._weights = [p for p in model.parameters() if p.requires_grad]
+        self._masters = [p.detach().float().clone() if p.dtype != torch.float32 else p for p in self._weights]
+        self._fresh = set(self._masters)
+        for weight, master in zip(self._weights, self._masters, strict=True):
+            if weight is not master:
+                weight.register_post_accumulate_grad_hook(functools.partial(self._hand_over, master))
+        groups = [
+            {"params": [m for m in self._masters if m.dim() >= 2], "weight_decay": weight_decay},
+            {"params": [m for m in self._masters if m.dim() < 2], "weight_decay": 0.0},
+        ]
+        self._optimizer = _make([group for group in groups if group["params"]], optimizer, options)
+
+    def _hand_over(self, master: Tensor, weight: Tensor) -> None:
+        """Give the gradient that backward left on a weight to its master, while it is still in the cache."""
+        assert weight.grad is not None
+        if master.grad is None:
+            master.grad = weight.grad.float()
+        elif master in self._fresh:
+            master.grad.copy_(weight.grad)
+        else:
+            master.grad += weight.grad
+        self._fresh.discard(master)
+        weight.grad = None
+
+    def gradient_norm(self) -> float:
+        """Norm of the whole gradient, summed over the processes before; not finite if any part of it is not."""
+        for weight, master in zip(self._weights, self._masters, strict=True):
+            if master.grad is None:
+                master.grad = torch.zeros_like(master)
+            elif (
+                weight is not master and master in self._fresh
+            ):  # no row of this process: what is there is the last step's
+                master.grad.zero_()
+            if not self._sharded:
+                self._ranks.sum(master.grad)
+        return float(whole(torch.nn.utils.get_total_norm([m.grad for m in self._masters if m.grad is not None])))
+
+    def step(self, learning_rate: float, norm: float, max_grad_norm: float) -> None:
+        """One update with gradients of this norm clipped to `max_grad_norm`."""
+        torch.nn.utils.clip_grads_with_norm_(self._masters, max_grad_norm, torch.tensor(norm))
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._optimizer.step()
+        self._copy_to_weights()
+        self._fresh = set(self._masters)
+        for weight, master in zip(self._weights, self._masters, strict=True):
+            if weight is master:
+                weight.grad = None
+
+    def _copy_to_weights(self) -> None:
+        for weight, master in zip(self._weights, self._masters, strict=True):
+            if weight is not master:
+                weight.detach().copy_(master)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that later steps depend on: tensors, whole and on the CPU, and plain values."""
+        tensors = {f"master.{i}": whole(master.detach()) for i, master in enumerate(self._masters)}
+        values: dict[str, Any] = {}
+        for i, state in self._optimizer.state_dict()["state"].items():
+            for key, value in state.items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer.{i}.{key}"] = whole(value)
+                else:
+                    values[f"{i}.{key}"] = value
+        return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, values
+
+    def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Go back to a `state`."""
+        for i, master in enumerate(self._masters):
+            master.detach().copy_(like(tensors[f"master.{i}"], master))
+        order = [master for group in self._optimizer.param_groups for master in group["params"]]
+        state: dict[int, dict[str, Any]] = {}
+        for name, tensor in tensors.items():
+            kind, number, *key = name.split(".", 2)
+            if kind == "optimizer":
+                same_shape = tensor.shape == order[int(number)].shape
+                value = like(tensor, order[int(number)]) if same_shape else tensor
+                state.setdefault(int(number), {})[key[0]] = value
+        for name, plain in values.items():
+            number, key_text = name.split(".", 1)
+            state.setdefault(int(number), {})[key_text] = plain
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self._copy_to_weights()
+
+    @property
+    def bytes_per_weight(self) -> int:
+        """What masters, gradients and the optimizer keep for one trained weight that is not float32 itself."""
+        return 4 * (2 + len(_MOMENTS.get(type(self._optimizer).__name__, "mv")))
+
+
+_MOMENTS = {"SGD": "m", "Adagrad": "v", "Adafactor": "", "Rprop": "mv", "RMSprop": "v", "ASGD": "m", "Adadelta": "mv"}
+"""Tensors of a weight's size that an optimizer keeps, a letter each; others keep two."""
+
+
+def _make(groups: list[dict[str, Any]], name: str, options: Mapping[str, Any]) -> torch.optim.Optimizer:
+    kind = getattr(torch.optim, name)
+    known = inspect.signature(kind).parameters
+    fused = {"fused": True} if name in ("AdamW", "Adam", "SGD", "Adagrad") else {}
+    taken = {"params", "lr", "weight_decay", "fused", "foreach"}
+    unknown = sorted(set(options) - set(known) | set(options) & taken)
+    if unknown:
+        allowed = ", ".join(key for key in known if key not in taken)
+        raise UserError(
+            f"params.yaml: finetune.optimizer_options: {name} does not take {', '.join(unknown)} here; known: {allowed}"
+        )
+    if "weight_decay" not in known:
+        if any(group["weight_decay"] for group in groups):
+            raise UserError(f"params.yaml: finetune.weight_decay: {name} has none; set it to 0")
+        groups = [{"params": group["params"]} for group in groups]
+    try:
+        made: torch.optim.Optimizer = kind(groups, **fused, **options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"params.yaml: finetune.optimizer_options: {name}: {error}") from None
+    return made
