@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.run import config_from_args, parse_args, run
+from torch.distributed.run import config_from_args, determine_local_world_size, parse_args, run
 
 from stages.pipeline.errors import StoppedError, UserError
 
@@ -26,17 +26,16 @@ def launch(options: str, module: str, arguments: Sequence[str]) -> None:
         SystemExit: a process ended with a code of its own.
     """
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
-    own_threads = os.environ.get("OMP_NUM_THREADS")
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
             words = [*shlex.split(options), "-m", module, *arguments]
-            config, _, _ = config_from_args(parse_args(words))  # which changes what it is given: `run` gets its own
+            processes = determine_local_world_size(parse_args(words).nproc_per_node)
+            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
+            config_from_args(parse_args(words))  # only to see whether it can; it changes what it is given
     except (SystemExit, ValueError) as error:
         reason = (said.getvalue().strip().splitlines() or [str(error)])[-1]
         raise UserError(f"params.yaml: finetune.launch: torchrun does not take '{options}': {reason}") from None
-    if own_threads is None:  # torchrun has set it to 1
-        os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // config.nproc_per_node))
     try:
         run(parse_args(words))
     except SignalException:
