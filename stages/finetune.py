@@ -15,6 +15,7 @@ import typer
 
 from stages.model.settings import FinetuneParams
 from stages.pipeline.errors import one_line_errors
+from stages.pipeline.stopping import Stop, stoppable
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -50,17 +51,17 @@ def main(
         launch(settings.launch, "stages.finetune", sys.argv[1:])
         return
 
+    stop = Stop()
     from stages.model.checkpoint import pick_device, pick_dtype
     from stages.model.finetuning import finetune, fingerprint_of, found_in_words
     from stages.model.loss_plot import draw_losses
-    from stages.model.parallel import join, leave
+    from stages.model.parallel import join, leave, noticing_lost_ranks
     from stages.model.preparing import export, starting_folder
     from stages.model.records import LossWriter, summarize, write_example_losses
     from stages.model.state import StateFolder
     from stages.model.training import Data
     from stages.pipeline.files import dvc_root, read_json, replacing_folder, sha256_of, write_json
     from stages.pipeline.progress import say
-    from stages.pipeline.stopping import stoppable
     from stages.pipeline.tracking import FinetuneRun
     from stages.tokens.arrays import read_arrays
 
@@ -74,9 +75,10 @@ def main(
     mirrored = {name: tokens / name / "input_ids.npy" for name in ("train", "validation")}
     mirrored |= {"base_model": base_model / "origin.json"}
     with (
-        stoppable() as stop,
+        stoppable(stop),
         state.locked() if ranks.first else nullcontext(),
         FinetuneRun(params, mirrored, training, quiet=not ranks.first) as run,
+        noticing_lost_ranks(ranks),
     ):
         writer = LossWriter(losses if ranks.first else None, run.log_losses)
         history, tokens_per_second = finetune(

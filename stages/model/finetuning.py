@@ -51,7 +51,7 @@ def finetune(
     make_deterministic(settings.seed)
     is_sharded = settings.sharding == "fsdp" and ranks.world > 1
     model = load_plain(start, settings, torch.float32 if is_sharded else dtype, device)
-    check_window(model, max(arrays.input_ids.shape[1] for arrays in data))
+    check_window(model, data)
     expected = plain_losses(model, data.validation)
     tokenizer = Tokenizer(start)
     samples = choose_samples(data.validation, settings.sample_prompts, tokenizer)
@@ -141,8 +141,9 @@ def fingerprint_of(
     }
     files |= {f"model/{path.name}": path for path in start.iterdir() if path.suffix in (".safetensors", ".json")}
     for name, module in list(sys.modules.items()):
-        if name.startswith("stages.") and name != "stages.pipeline.tracking" and module.__file__:
-            files[f"code/{name}"] = Path(module.__file__)
+        file = getattr(module, "__file__", None)
+        if file and (name == "__main__" or (name.startswith("stages.") and name != "stages.pipeline.tracking")):
+            files[f"code/{name}"] = Path(file)
     return fingerprint(values, files)
 
 

@@ -12,12 +12,14 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
 
 from stages.model import kernels
 from stages.model.attention import Blocks
+from stages.model.gradients import give, receiver_of
 
 KEPT_LENGTH = 256
 """Attention probabilities of examples up to this length are kept for the backward pass, longer ones computed anew."""
@@ -30,6 +32,9 @@ def fuse(model: PreTrainedModel) -> bool:
         return False
     for layer in layers:
         layer.forward = types.MethodType(_forward, layer)
+    embeddings: Any = model.get_input_embeddings()
+    if type(embeddings) is torch.nn.Embedding:
+        cast(Any, embeddings).forward = types.MethodType(_embed, embeddings)
     return True
 
 
@@ -59,6 +64,15 @@ def _forward(
     if blocks is None:
         own: Tensor = type(layer).forward(layer, hidden_states, position_embeddings=position_embeddings, **others)
         return own
+    inputs = (layer, hidden_states, position_embeddings, blocks)
+    if layer.gradient_checkpointing and layer.training:  # which transformers has in the forward that is replaced here
+        result: Tensor = checkpoint(_layer, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return result
+    return _layer(*inputs)
+
+
+def _layer(layer: Any, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], blocks: Blocks) -> Tensor:
+    """The same by the two functions below."""
     attention, mlp, size = layer.self_attn, layer.mlp, layer.self_attn.head_dim
     tokens = hidden_states.flatten(0, 1)
     cos, sin = (table.expand(len(hidden_states), -1, -1).reshape(-1, size) for table in position_embeddings)
@@ -211,7 +225,7 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden, norm, wq, wk, wv, wo, rows, outputs, *kept = ctx.saved_tensors
         layout, gradient = ctx.layout, gradients[0]
-        (of_wo,) = _weight_gradients([gradient], outputs)
+        of_wo = give(wo, gradient.t() @ outputs)
         of_outputs = (gradient @ wo).view(-1, layout.heads.size).index_select(0, layout.outputs_there)
         of_outputs = kernels.zero_where(of_outputs, layout.repeats)
         of_rows = torch.empty_like(rows)
@@ -232,10 +246,11 @@ class _Attention(torch.autograd.Function):
         of_turned = of_rows.index_select(0, layout.back).view(len(hidden), -1)
         of_projected = kernels.rotate(of_turned, layout.cos, -layout.sin, heads.all, heads.queries + heads.keys)
         weights = torch.cat([wq, wk, wv])
-        (of_weights,) = _weight_gradients([of_projected], kernels.rms_norm(hidden, norm, ctx.eps))
+        of_weights = of_projected.t() @ kernels.rms_norm(hidden, norm, ctx.eps)
         of_hidden, of_norm = kernels.rms_norm_backward(of_projected @ weights, hidden, norm, ctx.eps, gradient)
-        of_wq, of_wk, of_wv = of_weights.split([len(wq), len(wk), len(wv)])
-        return of_hidden, of_norm.to(norm.dtype), of_wq, of_wk, of_wv, of_wo, None, None
+        parts = of_weights.split([len(wq), len(wk), len(wv)])
+        of_projections = [give(weight, part) for weight, part in zip((wq, wk, wv), parts, strict=True)]
+        return of_hidden, of_norm.to(norm.dtype), *of_projections, of_wo, None, None
 
 
 def _probabilities(layout: Layout, query: Tensor, key: Tensor) -> Tensor:
@@ -260,24 +275,40 @@ class _Mlp(torch.autograd.Function):
         hidden, norm, w_gate, w_up, w_down, both = ctx.saved_tensors
         gradient = gradients[0]
         product, of_gate, of_up = kernels.swiglu_backward(both, gradient @ w_down)
-        (of_down,) = _weight_gradients([gradient], product)
-        of_w_gate, of_w_up = _weight_gradients([of_gate, of_up], kernels.rms_norm(hidden, norm, ctx.eps))
+        # oneDNN multiplies a transposed bfloat16 matrix at half its speed: the narrower one is transposed beforehand.
+        of_down = give(w_down, kernels.transpose(gradient) @ product)
+        normed = kernels.transpose(kernels.rms_norm(hidden, norm, ctx.eps))
+        of_w_gate = give(w_gate, normed @ of_gate, transposed=True)
+        of_w_up = give(w_up, normed @ of_up, transposed=True)
         of_normed = (of_gate @ w_gate).addmm_(of_up, w_up)
         of_hidden, of_norm = kernels.rms_norm_backward(of_normed, hidden, norm, ctx.eps, gradient)
         return of_hidden, of_norm.to(norm.dtype), of_w_gate, of_w_up, of_down, None
 
 
-def _weight_gradients(gradients: list[Tensor], inputs: Tensor) -> list[Tensor]:
-    """gradient^T inputs, (out, in), of each (tokens, out) and of (tokens, in).
+def _embed(embeddings: torch.nn.Embedding, ids: Tensor) -> Tensor:
+    """The forward of the embeddings."""
+    embedded: Tensor = cast(Any, _Embed).apply(embeddings.weight, ids, embeddings.padding_idx)
+    return embedded
 
-    oneDNN multiplies a transposed bfloat16 matrix at half its speed. Where one side is much the narrower, transposing
-    that one, and the result if need be, costs less.
-    """
-    width = inputs.shape[1]
-    if all(gradient.shape[1] >= 2 * width for gradient in gradients):
-        transposed = kernels.transpose(inputs)
-        return [kernels.transpose(transposed @ gradient) for gradient in gradients]
-    return [
-        (kernels.transpose(gradient) if width >= 2 * gradient.shape[1] else gradient.t()) @ inputs
-        for gradient in gradients
-    ]
+
+class _Embed(torch.autograd.Function):
+    """Rows of the embeddings; their gradient is that of the rows, and not a matrix of the vocabulary's size."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, ids: Tensor, padding: int | None) -> Tensor:
+        ctx.save_for_backward(weight, ids)
+        ctx.padding = padding
+        return torch.nn.functional.embedding(ids, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        weight, ids = ctx.saved_tensors
+        numbers, rows = ids.flatten(), gradients[0].flatten(0, -2)
+        if ctx.padding is not None:  # torch trains no embedding of this token either
+            real = numbers != ctx.padding
+            numbers, rows = numbers[real], rows[real]
+        receiver = receiver_of(weight)
+        if receiver is None:
+            return torch.zeros_like(weight).index_add_(0, numbers, rows), None, None
+        receiver.take_rows(numbers, rows)
+        return None, None, None

@@ -2,6 +2,8 @@
 
 import contextlib
 import math
+import os
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +29,13 @@ layers, and with transformers' own. Counted in the code of the first; of the sec
 
 FRACTION_OF_RATE = {True: 0.45, False: 0.25}
 """Share of the machine's matrix rate that training reaches, fused or not; measured on a CPU (README)."""
+
+CGROUP = Path("/sys/fs/cgroup")
+CGROUP_FILES = (
+    ("memory.max", "memory.current"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+)
+"""Limit and use of memory as a container sees its own, in version 2 of cgroups and in version 1."""
 
 
 class Need(NamedTuple):
@@ -87,14 +96,21 @@ def check_memory(need: Need, device: torch.device) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that this process may still take: of the GPU, or of the machine or container."""
+    """Bytes that this process may have in all: of the GPU, or its share of what the machine or container has left."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    free = int(psutil.virtual_memory().available)
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit ("max")
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
-    return free + int(psutil.Process().memory_info().rss)
+        return int(torch.cuda.mem_get_info(device)[0]) + torch.cuda.memory_reserved(device)
+    free = min(int(psutil.virtual_memory().available), _free_in_container())
+    return free // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) + int(psutil.Process().memory_info().rss)
+
+
+def _free_in_container() -> int:
+    """Bytes up to the limit of this container; what it keeps of files would be given back."""
+    for limit, used in CGROUP_FILES:
+        with contextlib.suppress(OSError, ValueError):  # another version of cgroups, or no limit ("max")
+            stat = dict(line.split() for line in (CGROUP / limit).with_name("memory.stat").read_text().splitlines())
+            files = int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0))
+            return int((CGROUP / limit).read_text()) - int((CGROUP / used).read_text()) + files
+    return sys.maxsize
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:

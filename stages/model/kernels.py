@@ -7,7 +7,9 @@ pass. Everything is computed in float32 whatever the tensors are. Without a comp
 
 import functools
 import shutil
+import sysconfig
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -18,14 +20,15 @@ _state = {"compiled": False}
 
 
 def can_compile() -> bool:
-    """Whether there is a C++ compiler for torch.compile to use."""
+    """Whether there is what torch.compile needs on a CPU: a C++ compiler, and the header of this Python."""
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
     try:
-        return shutil.which(get_cpp_compiler()) is not None
+        found = shutil.which(get_cpp_compiler()) is not None
     except InvalidCxxCompiler:
         return False
+    return found and (Path(sysconfig.get_path("include")) / "Python.h").is_file()
 
 
 def use_compiled(wanted: bool) -> None:
@@ -125,6 +128,18 @@ def zero_where(rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
 def transpose(matrix: torch.Tensor) -> torch.Tensor:
     """The transpose as a tensor of its own; torch's copy does this on one core."""
     return matrix.t().clone(memory_format=torch.contiguous_format)
+
+
+@_kernel
+def put_transposed_(total: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """The transpose of a matrix in place of `total`, whatever its type."""
+    return total.copy_(matrix.t())
+
+
+@_kernel
+def add_(total: torch.Tensor, more: torch.Tensor) -> torch.Tensor:
+    """total + more in place; torch's own makes a copy first where the types differ."""
+    return total.add_(more)
 
 
 @_kernel

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from stages.model import kernels
 from stages.model.attention import make_blocks
 from stages.model.batches import Batch
+from stages.model.gradients import give
 
 KEPT_LOGITS = 2**26
 """Logits up to this number are kept for the backward pass; more are computed anew, so many at a time."""
@@ -73,8 +74,13 @@ def has_plain_head(model: PreTrainedModel) -> bool:
             inputs = {"input_ids": ids, "position_ids": ids, "blocks": make_blocks(ids), "use_cache": False}
             training = model.training
             model.eval()
+            hidden = model.base_model(**inputs)[0]
+            highest = linear(hidden, head.weight).abs().amax().clamp(min=1e-6)
+            louder = torch.exp2(torch.log2(100 / highest).round())  # small logits would hide a soft cap
+            handle = head.register_forward_pre_hook(lambda _, given: (given[0] * louder,))
             logits = cast(Any, model)(**inputs).logits
-            plain = torch.allclose(linear(model.base_model(**inputs)[0], head.weight), logits, rtol=1e-3, atol=1e-3)
+            handle.remove()
+            plain = torch.allclose(linear(hidden * louder, head.weight), logits, rtol=1e-3, atol=1e-3)
             model.train(training)
         _has_plain_head[model] = plain
     return _has_plain_head[model]
@@ -85,6 +91,7 @@ class _Workspace:
 
     def __init__(self) -> None:
         self._memory = torch.empty(0)
+        self._of_weight = torch.empty(0)
         self.turn = 0
         """Counts what it was used for: logits of an earlier turn are gone."""
 
@@ -95,6 +102,16 @@ class _Workspace:
         if self._memory.numel() < size or (self._memory.dtype, self._memory.device) != (hidden.dtype, hidden.device):
             self._memory = hidden.new_empty(size)
         return torch.mm(hidden, weight.t(), out=self.latest(len(hidden), len(weight)))
+
+    def of_weight(self, of_logits: Tensor, hidden: Tensor) -> Tensor:
+        """Gradient of the output embeddings (vocabulary, size), in place of the one before."""
+        shape = (of_logits.shape[1], hidden.shape[1])
+        if self._of_weight.shape != shape or (self._of_weight.dtype, self._of_weight.device) != (
+            hidden.dtype,
+            hidden.device,
+        ):
+            self._of_weight = hidden.new_empty(shape)
+        return torch.mm(of_logits.t(), hidden, out=self._of_weight)
 
     def latest(self, rows: int, vocabulary: int) -> Tensor:
         """The logits of this turn."""
@@ -132,6 +149,7 @@ class _HeadLoss(torch.autograd.Function):
             part = slice(start, start + ctx.rows)
             if ctx.turn == _workspace.turn:
                 logits = _workspace.latest(len(hidden), len(weight))
+                _workspace.turn += 1  # the gradient takes their place
             else:
                 logits = _workspace.logits(hidden[part], weight)
             factors, even = gradients[0][part], ctx.label_smoothing / len(weight)
@@ -142,8 +160,9 @@ class _HeadLoss(torch.autograd.Function):
             of_logits[rows, labels[part]] = of_label.to(of_logits.dtype)
             torch.mm(of_logits, weight, out=of_hidden[part])
             if ctx.needs_input_grad[1]:
-                more = of_logits.t() @ hidden[part]
-                of_weight = more if of_weight is None else of_weight.add_(more)
+                more = give(weight, _workspace.of_weight(of_logits, hidden[part]))
+                if more is not None:
+                    of_weight = more.clone() if of_weight is None else of_weight.add_(more)
         return of_hidden, of_weight, None, None
 
 

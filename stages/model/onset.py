@@ -42,7 +42,7 @@ def find_onset(
         example_losses: float (validation, example): summed negative log-likelihood of each response.
         example_tokens: int (example,): their token counts.
         patience: validations after the minimum that the confirmation asks for, and looks at.
-        threshold: largest p value that confirms.
+        threshold: largest p value that confirms; 0: none does.
 
     The validation loss is the mean over tokens, as in training. The test is Student's paired t on the examples' summed
     losses, each averaged over the latest `patience` validations, against those at the minimum: averaging keeps one
@@ -59,7 +59,8 @@ def find_onset(
     later = example_losses[latest].mean(axis=0)
     seen = float(np.mean(train_losses[latest])) < train_losses[best]
     p_value = _paired_p_value(later, example_losses[best])
-    confirmed = seen and after >= patience and p_value <= threshold and len(later) >= FEWEST_EXAMPLES
+    unlikely = p_value <= threshold and threshold > 0  # a p value too small for a float is 0
+    confirmed = seen and after >= patience and unlikely and len(later) >= FEWEST_EXAMPLES
     return Onset(best, seen, confirmed, p_value, generalization_loss)
 
 
@@ -86,11 +87,13 @@ def prechelt(train_losses: Sequence[float], validation_losses: Sequence[float], 
     lowest = min(validation_losses)
     loss = 100 * (validation_losses[-1] / lowest - 1)
     latest = train_losses[-strip:]
-    progress = 1000 * (sum(latest) / (len(latest) * min(latest)) - 1)
+    level = len(latest) * min(latest)
+    above = math.fsum(latest) - level  # exactly 0 where training stands still
     ends = validation_losses[::-1][::strip]
     increases = 0
     for later, earlier in pairwise(ends):
         if later <= earlier:
             break
         increases += 1
-    return Prechelt(loss, loss / progress if progress > 0 else 0.0 if loss == 0 else math.inf, increases)
+    quotient = loss * level / (1000 * above) if above > 0 else 0.0 if loss == 0 else math.inf
+    return Prechelt(loss, quotient, increases)

@@ -1,14 +1,14 @@
 """Optimizers of torch.optim on float32 masters of the weights."""
 
-import functools
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from stages.model.gradients import Receiver
 from stages.model.parallel import ALONE, Ranks, like, whole
 from stages.pipeline.errors import UserError
 
@@ -35,49 +35,41 @@ class MasterWeights:
         self._sharded = sharded
         self._weights = [p for p in model.parameters() if p.requires_grad]
         self._masters = [p.detach().float().clone() if p.dtype != torch.float32 else p for p in self._weights]
-        self._fresh = set(self._masters)
-        for weight, master in zip(self._weights, self._masters, strict=True):
-            if weight is not master:
-                weight.register_post_accumulate_grad_hook(functools.partial(self._hand_over, master))
+        self._receivers = [
+            Receiver(weight, master)
+            for weight, master in zip(self._weights, self._masters, strict=True)
+            if weight is not master
+        ]
         groups = [
             {"params": [m for m in self._masters if m.dim() >= 2], "weight_decay": weight_decay},
             {"params": [m for m in self._masters if m.dim() < 2], "weight_decay": 0.0},
         ]
-        self._optimizer = _make([group for group in groups if group["params"]], optimizer, options)
-
-    def _hand_over(self, master: Tensor, weight: Tensor) -> None:
-        """Give the gradient that backward left on a weight to its master, while it is still in the cache."""
-        assert weight.grad is not None
-        if master.grad is None:
-            master.grad = weight.grad.float()
-        elif master in self._fresh:
-            master.grad.copy_(weight.grad)
-        else:
-            master.grad += weight.grad
-        self._fresh.discard(master)
-        weight.grad = None
+        self._optimizer = _make([group for group in groups if group["params"]], optimizer, options, sharded)
 
     def gradient_norm(self) -> float:
         """Norm of the whole gradient, summed over the processes before; not finite if any part of it is not."""
-        for weight, master in zip(self._weights, self._masters, strict=True):
+        for receiver in self._receivers:
+            receiver.total()
+        for master in self._masters:
             if master.grad is None:
                 master.grad = torch.zeros_like(master)
-            elif (
-                weight is not master and master in self._fresh
-            ):  # no row of this process: what is there is the last step's
-                master.grad.zero_()
             if not self._sharded:
                 self._ranks.sum(master.grad)
         return float(whole(torch.nn.utils.get_total_norm([m.grad for m in self._masters if m.grad is not None])))
 
     def step(self, learning_rate: float, norm: float, max_grad_norm: float) -> None:
         """One update with gradients of this norm clipped to `max_grad_norm`."""
-        torch.nn.utils.clip_grads_with_norm_(self._masters, max_grad_norm, torch.tensor(norm))
+        if self._optimizer.defaults.get("fused"):  # divides by this as it goes, which saves a pass over all gradients
+            scale = torch.tensor(max(1.0, norm / max_grad_norm), device=self._masters[0].device)
+            cast(Any, self._optimizer).grad_scale = scale
+        else:
+            torch.nn.utils.clip_grads_with_norm_(self._masters, max_grad_norm, torch.tensor(norm))
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         self._optimizer.step()
         self._copy_to_weights()
-        self._fresh = set(self._masters)
+        for receiver in self._receivers:
+            receiver.begin()
         for weight, master in zip(self._weights, self._masters, strict=True):
             if weight is master:
                 weight.grad = None
@@ -89,15 +81,15 @@ class MasterWeights:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that later steps depend on: tensors, whole and on the CPU, and plain values."""
-        tensors = {f"master.{i}": whole(master.detach()) for i, master in enumerate(self._masters)}
+        tensors = {f"master.{i}": whole(master.detach()).cpu() for i, master in enumerate(self._masters)}
         values: dict[str, Any] = {}
         for i, state in self._optimizer.state_dict()["state"].items():
             for key, value in state.items():
                 if isinstance(value, Tensor):
-                    tensors[f"optimizer.{i}.{key}"] = whole(value)
+                    tensors[f"optimizer.{i}.{key}"] = whole(value).cpu()
                 else:
                     values[f"{i}.{key}"] = value
-        return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, values
+        return {name: tensor.contiguous() for name, tensor in tensors.items()}, values
 
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Go back to a `state`."""
@@ -128,11 +120,13 @@ _MOMENTS = {"SGD": "m", "Adagrad": "v", "Adafactor": "", "Rprop": "mv", "RMSprop
 """Tensors of a weight's size that an optimizer keeps, a letter each; others keep two."""
 
 
-def _make(groups: list[dict[str, Any]], name: str, options: Mapping[str, Any]) -> torch.optim.Optimizer:
+def _make(groups: list[dict[str, Any]], name: str, options: Mapping[str, Any], sharded: bool) -> torch.optim.Optimizer:
+    if sharded and name in ("Adafactor", "Rprop"):  # whose operations torch does not know on sharded tensors
+        raise UserError(f"params.yaml: finetune.optimizer: {name} cannot be sharded (finetune.sharding); take AdamW")
     kind = getattr(torch.optim, name)
     known = inspect.signature(kind).parameters
-    fused = {"fused": True} if name in ("AdamW", "Adam", "SGD", "Adagrad") else {}
-    taken = {"params", "lr", "weight_decay", "fused", "foreach"}
+    fused = {"fused": True} if name in ("AdamW", "Adam") or (name in ("SGD", "Adagrad") and not sharded) else {}
+    taken = {"params", "lr", "weight_decay", "fused", "foreach", "capturable", "differentiable"}
     unknown = sorted(set(options) - set(known) | set(options) & taken)
     if unknown:
         allowed = ", ".join(key for key in known if key not in taken)
@@ -143,8 +137,11 @@ def _make(groups: list[dict[str, Any]], name: str, options: Mapping[str, Any]) -
         if any(group["weight_decay"] for group in groups):
             raise UserError(f"params.yaml: finetune.weight_decay: {name} has none; set it to 0")
         groups = [{"params": group["params"]} for group in groups]
+    trial = torch.nn.Parameter(torch.zeros(2, 2))
+    trial.grad = torch.zeros(2, 2)
     try:
         made: torch.optim.Optimizer = kind(groups, **fused, **options)
-    except (TypeError, ValueError) as error:
+        kind([trial], **fused, **options).step()  # some options are not looked at before
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"params.yaml: finetune.optimizer_options: {name}: {error}") from None
     return made

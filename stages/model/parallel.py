@@ -1,6 +1,8 @@
 """Several processes that train one model: started by torchrun, each with its share of the rows."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -11,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
-from stages.pipeline.errors import UserError
+from stages.pipeline.errors import LostError
 
 
 class Ranks(NamedTuple):
@@ -32,10 +34,7 @@ class Ranks(NamedTuple):
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of a tensor over all processes, in place."""
         if self.world > 1:
-            try:
-                dist.all_reduce(tensor)
-            except RuntimeError as error:
-                raise UserError(f"finetune: another process is gone ({str(error).splitlines()[0][:100]})") from None
+            dist.all_reduce(tensor)
         return tensor
 
     def total(self, *numbers: float) -> list[float]:
@@ -65,6 +64,17 @@ def join(device_type: str) -> Ranks:
     return Ranks(dist.get_rank(), dist.get_world_size())
 
 
+@contextmanager
+def noticing_lost_ranks(ranks: Ranks) -> Iterator[None]:
+    """Raise `LostError` in place of what torch raises where the block waits for a process that is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        if ranks.world == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        raise LostError("finetune: another process is gone; run `dvc repro` to go on from the last state") from None
+
+
 def leave(ranks: Ranks) -> None:
     """Part in good order."""
     if ranks.world > 1:
@@ -88,6 +98,14 @@ def shard(model: PreTrainedModel, dtype: torch.dtype) -> None:
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor that may be sharded; every process must ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def trained_weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    """A copy of the trained weights, whole and on the CPU; every process must ask."""
+    if isinstance(model, FSDPModule):
+        model.reshard()  # a forward pass leaves the outermost ones whole, in the type that it computes in
+    trained = ((name, p.detach()) for name, p in model.named_parameters() if p.requires_grad)
+    return {name: whole(weight).to("cpu", copy=True).contiguous() for name, weight in trained}
 
 
 def like(tensor: Tensor, target: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
 """The model that is trained, made ready as the parameters say, and the checkpoint that comes of it."""
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor
@@ -17,6 +18,7 @@ from stages.model.fused import fuse
 from stages.model.parallel import Ranks, shard
 from stages.model.settings import FinetuneParams
 from stages.pipeline.errors import UserError
+from stages.tokens.arrays import NO_EXAMPLE, TokenArrays
 
 
 class Prepared(NamedTuple):
@@ -75,7 +77,9 @@ def prepare(model: PreTrainedModel, settings: FinetuneParams, dtype: torch.dtype
     """Make a plain model ready to be trained; sharded weights are float32 and compute in `dtype`."""
     compiler = kernels.can_compile() if model.device.type == "cpu" else importlib.util.find_spec("triton") is not None
     if settings.compile == "true" and not compiler:
-        raise UserError("params.yaml: finetune.compile: there is no C++ compiler here; install g++ or set it to auto")
+        raise UserError(
+            "params.yaml: finetune.compile: there is no compiler here; install g++ and python3-dev, or set it to auto"
+        )
     compiled = compiler and settings.compile != "false"
     adapted = None if settings.method == "full" else add_adapters(model, settings)
     model.set_attn_implementation(attention.NAME)
@@ -92,7 +96,7 @@ def prepare(model: PreTrainedModel, settings: FinetuneParams, dtype: torch.dtype
     return Prepared(model, adapted, fused, compiled and (fused or model.device.type == "cuda"))
 
 
-def check_window(model: PreTrainedModel, longest: int) -> None:
+def check_window(model: PreTrainedModel, splits: Iterable[TokenArrays]) -> None:
     """Our attention sees whole examples.
 
     Raises:
@@ -100,7 +104,10 @@ def check_window(model: PreTrainedModel, longest: int) -> None:
     """
     config: Any = model.config.get_text_config()
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    if window is not None and longest > window:
+    if window is None:
+        return
+    longest = max(int(np.bincount(arrays.example[arrays.example != NO_EXAMPLE]).max()) for arrays in splits)
+    if longest > window:
         raise UserError(
             f"finetune: the model looks {window} tokens back and an example has {longest}; lower collate.max_seq_len"
         )

@@ -64,17 +64,23 @@ def read_histories(losses: Path, example_losses: Path) -> tuple[pd.DataFrame, np
         UserError: a file is missing or damaged, or the two are not of one training.
     """
     try:
-        rows = pd.read_csv(losses)
+        rows = pd.read_csv(losses, dtype=LossRow.__annotations__, na_filter=False)
     except FileNotFoundError:
         raise UserError(f"{losses}: not found; run `dvc repro finetune` to make it") from None
-    except (ValueError, UnicodeDecodeError):
+    except ValueError:
         raise UserError(f"{losses}: damaged; delete it and run `dvc repro finetune`") from None
     examples = pd.DataFrame(read_parquet(example_losses), columns=EXAMPLE_LOSSES.names)
+    not_of_one = UserError(f"{losses} and {example_losses} are not of one training; run `dvc repro finetune`")
+    if rows.columns.tolist() != list(LossRow._fields) or examples.duplicated(["step", "id"]).any():
+        raise not_of_one
     table = examples.pivot(index="step", columns="id", values="response_loss")
-    if rows.columns.tolist() != list(LossRow._fields) or table.index.tolist() != rows["step"].tolist():
-        raise UserError(f"{losses} and {example_losses} are not of one training; run `dvc repro finetune`")
-    tokens = examples[examples["step"] == table.index[0]].set_index("id")["response_tokens"]
-    return rows, table.to_numpy(), tokens[table.columns].to_numpy()
+    if table.empty or table.index.tolist() != rows["step"].tolist():
+        raise not_of_one
+    tokens = examples[examples["step"] == table.index[0]].set_index("id")["response_tokens"].reindex(table.columns)
+    means = table.sum(axis=1, skipna=False) / tokens.sum(skipna=False)
+    if not np.allclose(means, rows["validation_loss"], rtol=1e-5):  # the former has six digits
+        raise not_of_one
+    return rows, table.to_numpy(), tokens.to_numpy()
 
 
 def summarize(history: History) -> dict[str, Any]:

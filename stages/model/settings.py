@@ -83,3 +83,18 @@ class FinetuneParams(Params):
     @classmethod
     def _as_text(cls, value: object) -> object:
         return str(value).lower() if isinstance(value, bool) else value
+
+    @field_validator("optimizer_options")
+    @classmethod
+    def _with_numbers(cls, options: dict[str, Any]) -> dict[str, Any]:
+        return {name: _number_if_it_spells_one(value) for name, value in options.items()}
+
+
+def _number_if_it_spells_one(value: Any) -> Any:
+    """As `Number`: YAML 1.1 takes 1e-8 for text."""
+    if isinstance(value, list):
+        return [_number_if_it_spells_one(item) for item in value]
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value

@@ -14,7 +14,7 @@ from stages.model.history import History, StepLoss
 from stages.model.loss import token_losses
 from stages.model.noise import EmbeddingNoise
 from stages.model.optimizer import MasterWeights
-from stages.model.parallel import Ranks, whole
+from stages.model.parallel import Ranks, trained_weights
 from stages.model.schedule import learning_rate_at, seed_of, step_rows, validation_steps
 from stages.model.settings import FinetuneParams
 from stages.model.state import Saved, StateFolder
@@ -90,12 +90,14 @@ class Trainer:
             for step in range(done + 1, self.steps + 1):
                 if self._is_over():
                     break
-                self._stop_if_asked(step - 1)
+                self._stop_if_asked(done)
                 rate = self._step(step, plan[step - 1], progress)
                 if step in validate_at:
                     self._validate(step, rate)
                 if step % settings.save_every == 0 and step < self.steps:
                     self._save(step)
+                done = step
+            self._stop_if_asked(done)  # an orphan that ends well has worked in vain
 
     def _is_over(self) -> bool:
         return self._settings.early_stopping and self._history.found.confirmed
@@ -130,7 +132,7 @@ class Trainer:
         )
         norm = self._masters.gradient_norm()
         if not (math.isfinite(found.loss) and math.isfinite(norm)):
-            self._not_finite(step, rows, "loss" if math.isfinite(norm) else "gradient")
+            self._not_finite(step, rows, "gradient" if math.isfinite(found.loss) else "loss")
         self._masters.step(rate, norm, settings.max_grad_norm)
         tokens = int((self._data.training.example[rows] != NO_EXAMPLE).sum())
         self._history.count(found, tokens)
@@ -153,8 +155,7 @@ class Trainer:
         examples = validate(self._model, self._data.validation, self._model.device, self._ranks)
         epoch = step / self._steps_per_epoch
         if self._history.validated(step, epoch, rate, examples):
-            weights = {name: whole(p.detach()) for name, p in self._model.named_parameters() if p.requires_grad}
-            self._history.best_weights = {name: w.to("cpu", copy=True).contiguous() for name, w in weights.items()}
+            self._history.best_weights = trained_weights(self._model)
         self._on_validated(step)
 
     def _resume(self) -> int | None:

@@ -1,9 +1,12 @@
 """What went wrong, told in one line to the person who can mend it."""
 
+import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -16,6 +19,12 @@ class BusyError(UserError):
     """Another process is at it; later it may go (EX_TEMPFAIL of sysexits.h)."""
 
     exit_code = 75
+
+
+class LostError(UserError):
+    """Another process of the same stage is gone, which says less than what became of that one (EX_UNAVAILABLE)."""
+
+    exit_code = 69
 
 
 class StoppedError(UserError):
@@ -41,6 +50,11 @@ def one_line_errors() -> Iterator[None]:
 
 
 def _exit(message: str, code: int) -> None:
-    if os.environ.get("RANK", "0") == "0":  # of several processes under torchrun, the first speaks
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    line = " ".join(message.split())
+    rank = os.environ.get("RANK")
+    told = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if rank is not None and told:  # of several processes under torchrun: it reads this, and the cause is said once
+        Path(told).write_text(json.dumps({"message": line, "timestamp": int(time.time())}))
+    elif rank in (None, "0"):
+        print(f"error: {line}", file=sys.stderr)
     raise SystemExit(code)

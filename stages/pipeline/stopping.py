@@ -11,7 +11,10 @@ import psutil
 
 
 class Stop:
-    """Whether to stop. Truth is looked up: cheap enough for every step."""
+    """Whether to stop. Truth is looked up: cheap enough for every step.
+
+    To be made early: a DVC that is gone before is not known.
+    """
 
     def __init__(self) -> None:
         self._reason: str | None = None
@@ -31,12 +34,11 @@ class Stop:
 
 
 @contextmanager
-def stoppable() -> Iterator[Stop]:
+def stoppable(stop: Stop) -> Iterator[None]:
     """Take SIGTERM and SIGINT as wishes, to be looked up, while the block runs."""
-    stop = Stop()
     before = {number: signal.signal(number, stop.on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield stop
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -63,4 +65,7 @@ def _who_waits(process: psutil.Process | None = None) -> psutil.Process | None:
 
 
 def _runs(process: psutil.Process) -> bool:
-    return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:  # gone between the two
+        return False

@@ -10,7 +10,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -109,6 +109,7 @@ class FinetuneRun(Mirror):
         """`quiet`: another process has the run, and this one logs nothing."""
         super().__init__()
         self._alive = not quiet
+        self._is_open = False
         self._params, self._data = params, data
         here = hashlib.sha256(f"{socket.gethostname()} {dvc_root().resolve()}".encode()).hexdigest()
         self._training = f"{fingerprint}@{here[:8]}"  # a teammate may train the same, and has a run of their own
@@ -122,12 +123,18 @@ class FinetuneRun(Mirror):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._alive:
-            return
-        import mlflow
-
         status = "FINISHED" if kind is None else "KILLED" if isinstance(error, StoppedError) else "FAILED"
-        self._try(lambda: mlflow.end_run(status))
+
+        def end() -> None:
+            import mlflow
+
+            mlflow.end_run(status)
+
+        if self._alive:
+            self._try(end)
+        elif self._is_open:  # left to itself MLflow would end it as finished
+            with suppress(Exception):
+                end()
 
     def _start(self) -> None:
         _settings_for_a_mirror()
@@ -142,6 +149,7 @@ class FinetuneRun(Mirror):
         if found:
             run_id = found[0].info.run_id
             mlflow.start_run(run_id)
+            self._is_open = True
             points = mlflow.MlflowClient().get_metric_history(run_id, "validation_loss")
             self._logged = {point.step for point in points}
             self._summarized = "best_epoch" in found[0].data.metrics
@@ -149,6 +157,7 @@ class FinetuneRun(Mirror):
         name = os.environ.get("DVC_EXP_NAME")
         tags = _tags("finetune", self._data) | {TRAINING_TAG: self._training}
         mlflow.start_run(run_name=f"finetune {name}" if name else "finetune", tags=tags)
+        self._is_open = True
         mlflow.log_params(_flat(self._params))
 
     def log_losses(self, row: Mapping[str, float]) -> None:

@@ -1,4 +1,4 @@
-"""Time the first three stages: against TRL, by size, and the tokenizer alone. `make bench` runs these."""
+"""Time our stages against others on this machine. `make bench` runs these."""
 
 import statistics
 import tempfile
@@ -16,12 +16,16 @@ from tests.benchmarks.trials import (
     BASE_MODEL,
     STAGES,
     StageTrial,
+    TrainingTrial,
     TrlTrial,
     lay_out,
     make_rows,
+    matrix_rates,
     run_stage,
     run_trl,
     stage_tokens,
+    train_ours,
+    train_peer,
 )
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -193,6 +197,72 @@ def tokenizer(
     )
     note(f"All ways gave the same tokens. Batches are of {encoding.BATCH:,}. Every round has new rows and tokenizers.")
     say(f"tokenizer: every figure is in {save('tokenizer', rows=rows, seed=seed, trials=trials)}")
+
+
+# ---- train
+
+
+WAYS = {
+    "ours, bf16": "bf16",
+    "ours, fp32": "fp32",
+    "TRL, packed bf16 (its best)": "trl-packed-bf16",
+    "TRL, packed fp32": "trl-packed-fp32",
+    "TRL, default settings": "trl-default",
+    "textbook loop, fp32": "textbook",
+}
+"""Name in the table, and what `train_ours` or `train_peer` is asked for."""
+
+
+@app.command()
+def train(
+    rounds: Annotated[int, typer.Option(min=1, help="How often, each way in turn.")] = 3,
+    steps: Annotated[int, typer.Option(min=4, help="Steps of the others; ours trains an epoch.")] = 6,
+) -> None:
+    """Training the default model on the shipped data, against TRL and the textbook."""
+    trials: dict[str, list[TrainingTrial]] = {name: [] for name in WAYS}
+    rates: list[dict[str, float]] = []
+    for turn in range(rounds):
+        say(f"train: round {turn + 1} of {rounds}")
+        rates.append(matrix_rates())
+        for name, way in WAYS.items():
+            with scratch() as folder:
+                ours = way in ("bf16", "fp32")
+                trials[name].append(train_ours(folder / "ours", way) if ours else train_peer(way, steps, folder))
+            say(f"  {name}: {trials[name][-1].tokens_per_second:.0f} tokens/s, {trials[name][-1].peak_mb:.0f} MB")
+    _show_training(trials, rates)
+    records = {name: [trial._asdict() for trial in ways] for name, ways in trials.items()}
+    say(f"train: every figure is in {save('train', steps=steps, rates=rates, trials=records)}")
+
+
+def _show_training(trials: dict[str, list[TrainingTrial]], rates: Sequence[dict[str, float]]) -> None:
+    names = list(WAYS)
+    rows = []
+    for name, ways in trials.items():
+        speeds = [trial.tokens_per_second for trial in ways]
+        precision = "fp32" if "fp32" in name else "bf16"
+        limits = [rate[precision] / (6 * DEFAULT_PARAMETERS) for rate in rates]
+        against = [
+            [ours.tokens_per_second / trial.tokens_per_second for ours, trial in zip(trials[own], ways, strict=True)]
+            for own in names[:2]
+        ]
+        reached = [100 * speed / limit for speed, limit in zip(speeds, limits, strict=True)]
+        peak = f"{max(trial.peak_mb for trial in ways):,.0f}"
+        rows.append((name, spread(speeds, 0), *map(spread, against), spread(reached, 0), peak))
+    show(
+        f"Training SmolLM2-135M on the shipped data, in turn, rounds: {len(rates)}; median (lowest to highest)",
+        ("", "tokens/s", "ours bf16 is x times", "ours fp32 is x times", "% of matrix rate", "peak MB"),
+        rows,
+    )
+    note(
+        "Tokens without padding; first steps, in which kernels are compiled, and validation are not timed. The matrix",
+        f"rate is that of 4096-wide squares, bf16 {spread([rate['bf16'] / 1e9 for rate in rates], 0)} and fp32 "
+        f"{spread([rate['fp32'] / 1e9 for rate in rates], 0)} GFLOP/s, and the limit set by it 6 FLOP a parameter and",
+        "token. TRL's packed bf16 has its weights in bf16 alone, ours float32 masters. Peaks are whole processes.",
+    )
+
+
+DEFAULT_PARAMETERS = 134_515_008
+"""Of SmolLM2-135M, its tied embeddings counted once."""
 
 
 if __name__ == "__main__":

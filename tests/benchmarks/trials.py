@@ -46,6 +46,14 @@ class TrlTrial(NamedTuple):
         return self.rows / self.seconds
 
 
+class TrainingTrial(NamedTuple):
+    """Training, once, by one way."""
+
+    tokens_per_second: float
+    """Padding, warm-up and validation not counted."""
+    peak_mb: float
+
+
 def make_rows(path: Path, count: int, seed: int) -> None:
     """Write rows. In a process of its own: what this one held would count in the peak of those it starts."""
     run([sys.executable, "-m", "tests.benchmarks.rows", str(count), path, f"--seed={seed}"], ROOT, {})
@@ -84,6 +92,44 @@ def run_trl(rows: Path, scratch: Path, row_type: str) -> TrlTrial:
     cost = run(command, ROOT, SURROUNDINGS | own_folders)
     said = json.loads(cost.stdout.splitlines()[-1])
     return TrlTrial(said["seconds"], cost.seconds, said["rows"], said["tokens"], cost.peak_mb, said["version"])
+
+
+def train_ours(folder: Path, precision: str) -> TrainingTrial:
+    """One epoch of our stage on what the repository's pipeline made, in a new folder."""
+    (folder / "data").mkdir(parents=True)
+    for name in ("tokens", "base_model", "init"):
+        (folder / "data" / name).symlink_to(ROOT / "data" / name)
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    params["finetune"] |= {"precision": precision, "epochs": 1, "validations_per_epoch": 1, "sample_prompts": 0}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    cost = run([sys.executable, "-m", "stages.finetune"], folder, SURROUNDINGS | {"DVC_ROOT": str(folder)})
+    return TrainingTrial(_metrics(folder, "speed")["tokens_per_second"], cost.peak_mb)
+
+
+def train_peer(way: str, steps: int, scratch: Path) -> TrainingTrial:
+    """Some steps of another way to train, on the same rows."""
+    python = sys.executable if way == "textbook" else BENCH_PYTHON
+    rows = ROOT / "data/split"
+    command: list[str | Path] = [
+        python,
+        "-m",
+        "tests.benchmarks.training_peers",
+        way,
+        rows,
+        BASE_MODEL,
+        str(steps),
+        scratch,
+    ]
+    cost = run(command, ROOT, SURROUNDINGS | {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1"})
+    said = json.loads(cost.stdout.splitlines()[-1])
+    return TrainingTrial(said["tokens_per_second"], cost.peak_mb)
+
+
+def matrix_rates() -> dict[str, float]:
+    """Floating-point operations a second of matrix products, by precision."""
+    cost = run([sys.executable, "-m", "tests.benchmarks.matrix_rate"], ROOT, SURROUNDINGS)
+    rates: dict[str, float] = json.loads(cost.stdout)
+    return rates
 
 
 def _metrics(folder: Path, name: str) -> dict[str, Any]:
