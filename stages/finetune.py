@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from stages.model.settings import FinetuneParams
-from stages.pipeline.errors import one_line_errors
+from stages.pipeline.errors import StoppedError, one_line_errors
 from stages.pipeline.stopping import Stop, stoppable
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -96,6 +96,8 @@ def main(
             measured = {"tokens_per_second": round(tokens_per_second, 1)}
             write_json(speed, measured | {"checkpoint_sha256": sha256_of(checkpoint / "model.safetensors")})
             run.finish(metrics, summary | measured, [plot, losses])
+            if stop.reason is not None:  # DVC will not record what it did not wait for
+                raise StoppedError(f"finetune: stopped at its end ({stop.reason}); run `dvc repro` to go on")
             state.remove()
     leave(ranks)
     say(f"finetune: {found_in_words(history)}, {tokens_per_second:.0f} tokens/s")

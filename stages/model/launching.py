@@ -56,7 +56,7 @@ def _checked(options: str, ours: Sequence[str], command: Sequence[str]) -> list[
             os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
             config_from_args(parse_args(words))  # only to see whether it can; it changes what it is given
     except (SystemExit, ValueError, AssertionError) as error:
-        reason = _last_line(said.getvalue()) or _last_line(str(error))
+        reason = _last_line(said.getvalue()).partition(" error: ")[2] or _last_line(str(error))
         raise UserError(f"params.yaml: finetune.launch: torchrun does not take '{options}': {reason}") from None
     return words
 

@@ -15,6 +15,7 @@ from stages.model.decoding import complete
 from stages.model.fused import fuse
 from stages.model.loss import has_plain_head, token_losses
 from stages.model.optimizer import MasterWeights
+from stages.tokens.arrays import TokenArrays
 from tests.model.making import CPU, arrays, data, examples
 from tests.model.tiny_models import make_tiny
 
@@ -34,12 +35,16 @@ def _eager_again() -> Iterator[None]:
     kernels.use_compiled(False)
 
 
+def rows() -> TokenArrays:
+    """Of long and short examples."""
+    return arrays(examples(20, longest=150), width=256)
+
+
 def pass_through(model: PreTrainedModel, micro_batches: list[list[int]]) -> Tensor:
-    """The loss summed over micro-batches of long and short examples, after a backward pass of each."""
-    rows = arrays(examples(20, longest=150), width=256)
+    """The loss summed over micro-batches, after a backward pass of each."""
     total = torch.zeros(())
     for chosen in micro_batches:
-        batch = make_batch(rows, chosen, CPU)
+        batch = make_batch(rows(), chosen, CPU)
         losses = token_losses(model, batch, batch.next_ids).objective.sum() / 100
         losses.backward()
         total += losses.detach()
@@ -72,6 +77,16 @@ def test_gradients_are_those_of_transformers(
     plain, model = make_tiny(kind, **changes), make_tiny(kind, **changes)
     assert fuse(model)
     check_same(gradients(model, [[0, 1]]), gradients(plain, [[0, 1]]))
+
+
+def test_the_embedding_of_padding_is_not_trained() -> None:
+    """Nor does torch train it, wherever else that token stands."""
+    padding = int(rows().input_ids[0, 5])
+    plain, model = make_tiny("llama", pad_token_id=padding), make_tiny("llama", pad_token_id=padding)
+    assert fuse(model)
+    found = gradients(model, [[0]])
+    check_same(found, gradients(plain, [[0]]))
+    assert not found["model.embed_tokens.weight"][padding].any()
 
 
 def test_gradients_of_micro_batches_add_up() -> None:
@@ -124,9 +139,8 @@ def test_masters_get_the_gradients_of_all_micro_batches(tied: bool) -> None:
     masters = MasterWeights(model, optimizer="SGD", weight_decay=0.0, options={})
     micro_batches, names = [[3], [0, 2], [1]], [name for name, _ in model.named_parameters()]
     expected: dict[str, Tensor] = {}
-    for rows in micro_batches:
-        plain.zero_grad()
-        for name, gradient in gradients(plain, [rows]).items():
+    for chosen in micro_batches:
+        for name, gradient in gradients(plain, [chosen]).items():
             expected[name] = expected.get(name, 0) + gradient.float()
     for _ in range(2):
         pass_through(model, micro_batches)
@@ -154,6 +168,7 @@ def test_losses_are_the_same(mode: str) -> None:
     [
         ("gpt2", {}),
         ("qwen2", {}),
+        ("qwen3", {"head_dim": 8}),
         ("llama", {"attention_bias": True}),
         ("llama", {"mlp_bias": True}),
         ("llama", {"hidden_act": "gelu"}),

@@ -136,6 +136,13 @@ def test_a_soft_cap_is_seen_where_logits_are_too_small_to_show_it() -> None:
     assert not has_plain_head(make_tiny("gemma2", final_logit_softcapping=30.0))
 
 
+def test_a_bias_is_seen_while_it_is_zero() -> None:
+    """Else it would never be trained."""
+    model: Any = make_tiny("phi")
+    torch.nn.init.zeros_(model.lm_head.bias)
+    assert not has_plain_head(model)
+
+
 def test_looking_at_the_head_changes_nothing() -> None:
     model = make_tiny("llama").train()
     ids = torch.arange(4)[None]
@@ -199,8 +206,11 @@ def test_logits_that_another_loss_took_the_place_of_are_computed_anew() -> None:
     first, second = Head(9, 0.0), Head(30, 0.1, seed=1, vocabulary=40)
     one, other = first.forward(), second.forward()
     second.backward(other)
+    first.backward(one)
+    one, other = first.forward(), first.forward()
+    first.backward(one)
+    first.backward(other, retain_graph=True)
+    first.backward(other)
+    one = first.forward()
     first.backward(one, retain_graph=True)
     first.backward(one)
-    third, fourth = first.forward(), first.forward()
-    first.backward(third)
-    first.backward(fourth)

@@ -123,22 +123,57 @@ def check_one_run(folder: Path, undisturbed: Training) -> None:
 # ---- killed
 
 
-def test_killed_24_times_at_random_moments(undisturbed: Training, inputs: Path, tmp_path: Path) -> None:
-    """In a step and in a validation for certain, while or soon after it saves, and wherever it is."""
+def kill_soon(hook: Hook, training: Training, dice: random.Random) -> int:
+    """Kill it when it is there, or up to a step later."""
+    process = training.start(hook)
+    if process.reached():
+        time.sleep(dice.uniform(0, 0.03))
+    return process.kill()
+
+
+def kill_some_time(training: Training, dice: random.Random) -> int:
+    process = training.start()
+    time.sleep(dice.uniform(0, 3))
+    return process.kill()
+
+
+def kill_dvc_some_time(training: Training, dice: random.Random) -> int:
+    with stand_in_for_dvc() as dvc:
+        process = training.start(waited_for_by(dvc), DVC_ROOT=str(training.folder))
+        time.sleep(dice.uniform(0, 3))
+        dvc.kill()
+    return process.wait()
+
+
+def stand_in_for_dvc() -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(["sleep", str(WAIT)])
+
+
+def waited_for_by(dvc: "subprocess.Popen[bytes]") -> Hook:
+    """Have the trainer take this process for the DVC above it."""
+    return partial(replace, "stages.pipeline.stopping._who_waits", partial(psutil.Process, dvc.pid))
+
+
+def test_killed_25_times_at_random_moments(undisturbed: Training, inputs: Path, tmp_path: Path) -> None:
+    """In a step and in a validation for certain, while or soon after it saves, and wherever it, or DVC, is."""
     dice = random.Random(1)
     trainings = [Training(tmp_path / "0", inputs, undisturbed.store)]
     kills = Counter[Training]()
-    while kills.total() < 24:
+    while kills.total() < 25:
         training = trainings[-1]
-        where = (hold(TRAIN_STEP, dice.randint(1, 5)), hold(VALIDATE), tell(SAVE, dice.randint(1, 2)), None)
-        hook = where[kills.total() % len(where)]
-        process = training.start(*[hook] if hook else [])
-        if hook is None or process.reached():
-            time.sleep(dice.uniform(0, 0.03 if hook else 3))
-        if process.kill() == -signal.SIGKILL:
-            kills[training] += 1
-        else:
+        ways = (
+            partial(kill_soon, hold(TRAIN_STEP, dice.randint(1, 5))),
+            partial(kill_soon, hold(VALIDATE)),
+            partial(kill_soon, tell(SAVE, dice.randint(1, 2))),
+            kill_some_time,
+            kill_dvc_some_time,
+        )
+        code = ways[kills.total() % len(ways)](training, dice)
+        if code == 0:
             trainings.append(Training(tmp_path / str(len(trainings)), inputs, undisturbed.store))
+        else:
+            assert code in (-signal.SIGKILL, 130), training.said
+            kills[training] += 1
     assert trainings[-1].run() == 0
     for training in trainings:
         check_same(training, undisturbed, wasted=SAVE_EVERY * kills[training])
@@ -240,16 +275,26 @@ def test_a_second_trainer_is_sent_away(training: Training) -> None:
     assert first.kill() == -signal.SIGKILL
 
 
-def test_a_dvc_that_is_gone_before_training_begins_is_missed(undisturbed: Training, training: Training) -> None:
-    """Its trainer takes seconds to import what it needs."""
-    with subprocess.Popen(["sleep", str(WAIT)]) as dvc:
-        look = partial(replace, "stages.pipeline.stopping._who_waits", partial(psutil.Process, dvc.pid))
-        go = before("stages.model.checkpoint.pick_device", 1, partial(os.kill, dvc.pid, signal.SIGKILL))
-        assert training.run(look, go, DVC_ROOT=str(training.folder)) == 130
-    assert "stopped after step 0 of" in training.said
+@pytest.mark.parametrize(
+    ("function", "said", "wasted"),
+    [
+        ("stages.model.checkpoint.pick_device", "stopped after step 0 of ", 0),
+        ("stages.pipeline.tracking.FinetuneRun.finish", "stopped at its end ", SAVE_EVERY),
+    ],
+    ids=["before training", "after training"],
+)
+def test_a_trainer_that_dvc_does_not_wait_for_is_not_the_last_one(
+    undisturbed: Training, training: Training, function: str, said: str, wasted: int
+) -> None:
+    """It may be gone while the trainer imports what it needs, and what it did not record is to be had again."""
+    with stand_in_for_dvc() as dvc:
+        is_killed = before(function, 1, partial(os.kill, dvc.pid, signal.SIGKILL))
+        assert training.run(waited_for_by(dvc), is_killed, DVC_ROOT=str(training.folder)) == 130
+    assert f"error: finetune: {said}" in training.said
     assert training.said.count("(DVC is gone)") == 1
     assert training.run() == 0
-    check_same(training, undisturbed, wasted=0)
+    check_same(training, undisturbed, wasted=wasted)
+    check_one_run(training.folder, undisturbed)
 
 
 # ---- hindered
@@ -343,6 +388,16 @@ def test_a_dead_mlflow_costs_a_warning(
     known = ("finetune: ", "  ", "warning: MLflow", "warning: the base model's loss")
     assert [line for line in training.said.splitlines() if not line.startswith(known)] == []
     assert digests(training.folder) == digests(undisturbed.folder)
+
+
+def test_what_mlflow_missed_is_made_up_for_when_training_goes_on(undisturbed: Training, training: Training) -> None:
+    killed = training.run(
+        die_before(TRAIN_STEP, 16), MLFLOW_TRACKING_URI="http://127.0.0.1:9", MLFLOW_HTTP_REQUEST_MAX_RETRIES="0"
+    )
+    assert killed == -signal.SIGKILL
+    assert training.run() == 0
+    check_same(training, undisturbed, wasted=SAVE_EVERY)
+    check_one_run(training.folder, undisturbed)
 
 
 # ---- by `dvc repro`
