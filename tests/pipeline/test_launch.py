@@ -40,7 +40,7 @@ SETTINGS: dict[str, Any] = {
     "micro_batch_size": 2,
     "neftune_alpha": 0,
     "precision": "fp32",
-    "epochs": 8,
+    "epochs": 6,
     "validations_per_epoch": 1,
     "early_stopping": False,
     "sample_prompts": 1,
@@ -225,31 +225,17 @@ def test_they_speak_with_one_voice(together: tuple[Stage, Ended], alone: tuple[S
     check_one_run(two, one)
 
 
-DIED = "error: finetune: process {} died (SIGKILL); run `dvc repro` to go on from the last state"
-
-
-@pytest.mark.parametrize("stage", [{"sharding": "none"}], indirect=True)
-@pytest.mark.parametrize("together", ["none"], indirect=True)
-def test_one_is_killed_and_they_go_on_to_the_same_bytes(
-    stage: Stage, together: tuple[Stage, Ended], alone: tuple[Stage, Ended]
-) -> None:
-    ended = stage.start().amid_training(3).send(signal.SIGKILL, rank=1).wait()
-    assert (ended.code, complaints(ended)) == (2, [DIED.format(1)])
-    assert not digests(stage.folder).keys() - {"metrics/losses.csv"}, "nothing half made"
-    resumed = stage.run()
-    assert resumed.code == 0, resumed.said
-    assert any(line.startswith("  goes on after step ") for line in resumed.said)
-    assert digests(stage.folder) == digests(together[0].folder)
-    check_one_run(stage, alone[0])
-
-
 @pytest.mark.parametrize("stage", [{"sharding": "fsdp"}], indirect=True)
 @pytest.mark.parametrize("together", ["fsdp"], indirect=True)
-def test_sharded_the_first_is_killed_then_all_are_stopped_and_they_go_on_to_the_same_bytes(
+def test_one_is_killed_then_all_are_stopped_and_they_go_on_to_the_same_bytes(
     stage: Stage, together: tuple[Stage, Ended], alone: tuple[Stage, Ended]
 ) -> None:
     killed = stage.start().amid_training(3).send(signal.SIGKILL, rank=0).wait()
-    assert (killed.code, complaints(killed)) == (2, [DIED.format(0)])
+    assert killed.code == 2
+    assert complaints(killed) == [
+        "error: finetune: process 0 died (SIGKILL); run `dvc repro` to go on from the last state"
+    ]
+    assert digests(stage.folder).keys() == {"metrics/losses.csv"}, "nothing half made"
 
     (lock,) = stage.states.glob("*/lock")
     with lock.open("w") as file:
@@ -261,22 +247,15 @@ def test_sharded_the_first_is_killed_then_all_are_stopped_and_they_go_on_to_the_
         f"error: finetune: process {os.getpid()} trains with these parameters and data already; wait for it or stop it"
     ]
 
-    stopped = stage.start().amid_training(10).send(signal.SIGTERM).wait()
+    stopped = stage.start().amid_training(9).send(signal.SIGTERM).wait()
     assert stopped.code == 130
     assert complaints(stopped) == ["error: finetune: stopped; run `dvc repro` to go on from the last state"]
 
     resumed = stage.run()
     assert resumed.code == 0, resumed.said
+    assert any(line.startswith("  goes on after step ") for line in resumed.said)
     assert digests(stage.folder) == digests(together[0].folder)
     check_one_run(stage, alone[0])
-
-
-@pytest.mark.parametrize("stage", [{"learning_rate": 1e30}], indirect=True)
-def test_a_mistake_of_all_is_said_once(stage: Stage) -> None:
-    ended = stage.run()
-    assert ended.code == 2
-    (complaint,) = complaints(ended)
-    assert re.match(r"error: finetune: the \w+ is not finite at step 2 .*lower finetune.learning_rate", complaint)
 
 
 # torchrun alone, with processes that do nothing but end in some way

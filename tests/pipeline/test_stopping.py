@@ -1,6 +1,7 @@
 """When a stage should stop, seen from processes that stand in for DVC and for the stage: a real one starts slowly."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -54,7 +55,7 @@ def started(folder: Path, *, by: str, shell: bool = False, **environment: str) -
     (folder / by).write_text(PARENT)
     command = [sys.executable, str(folder / "stage.py")]
     if shell:
-        command = ["/bin/sh", "-c", f"{' '.join(command)}; true"]
+        command = ["/bin/sh", "-c", f"{shlex.join(command)}; true"]
     command = [sys.executable, str(folder / by), *command]
     env = {name: value for name, value in os.environ.items() if name != "DVC_ROOT"}
     env |= {"PYTHONPATH": str(ROOT)} | environment
