@@ -32,6 +32,9 @@ def fuse(model: PreTrainedModel) -> bool:
         return False
     for layer in layers:
         layer.forward = types.MethodType(_forward, layer)
+        for weight in (layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight):
+            # Products with these and their gradients come out as they lie in memory: oneDNN is slow at transposing.
+            weight.data = weight.data.t().contiguous().t()
     embeddings: Any = model.get_input_embeddings()
     if type(embeddings) is torch.nn.Embedding:
         cast(Any, embeddings).forward = types.MethodType(_embed, embeddings)
@@ -265,24 +268,24 @@ class _Mlp(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, norm: Tensor, w_gate: Tensor, w_up: Tensor, w_down: Tensor, eps: float
     ) -> Tensor:
-        both = kernels.rms_norm(hidden, norm, eps) @ torch.cat([w_gate, w_up]).t()
-        ctx.save_for_backward(hidden, norm, w_gate, w_up, w_down, both)
+        normed = kernels.rms_norm(hidden, norm, eps)
+        gate, up = normed @ w_gate.t(), normed @ w_up.t()
+        ctx.save_for_backward(hidden, norm, w_gate, w_up, w_down, gate, up)
         ctx.eps = eps
-        return torch.addmm(hidden, kernels.swiglu(both), w_down.t())
+        return torch.addmm(hidden, kernels.swiglu(gate, up), w_down.t())
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, norm, w_gate, w_up, w_down, both = ctx.saved_tensors
+        hidden, norm, w_gate, w_up, w_down, gate, up = ctx.saved_tensors
         gradient = gradients[0]
-        product, of_gate, of_up = kernels.swiglu_backward(both, gradient @ w_down)
+        product, of_gate, of_up = kernels.swiglu_backward(gate, up, gradient @ w_down)
         # oneDNN multiplies a transposed bfloat16 matrix at half its speed: the narrower one is transposed beforehand.
-        of_down = give(w_down, kernels.transpose(gradient) @ product)
+        of_w_down = give(w_down, kernels.transpose(gradient) @ product)
         normed = kernels.transpose(kernels.rms_norm(hidden, norm, ctx.eps))
-        of_w_gate = give(w_gate, normed @ of_gate, transposed=True)
-        of_w_up = give(w_up, normed @ of_up, transposed=True)
+        of_w_gate, of_w_up = give(w_gate, (normed @ of_gate).t()), give(w_up, (normed @ of_up).t())
         of_normed = (of_gate @ w_gate).addmm_(of_up, w_up)
         of_hidden, of_norm = kernels.rms_norm_backward(of_normed, hidden, norm, ctx.eps, gradient)
-        return of_hidden, of_norm.to(norm.dtype), of_w_gate, of_w_up, of_down, None
+        return of_hidden, of_norm.to(norm.dtype), of_w_gate, of_w_up, of_w_down, None
 
 
 def _embed(embeddings: torch.nn.Embedding, ids: Tensor) -> Tensor:

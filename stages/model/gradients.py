@@ -39,14 +39,6 @@ class Receiver:
             kernels.add_(self._total(), gradient)
         self._fresh = False
 
-    def take_transposed(self, gradient: Tensor) -> None:
-        """Add the transpose of a matrix."""
-        if self._fresh:
-            kernels.put_transposed_(self._total(), gradient)
-        else:
-            kernels.add_(self._total(), kernels.transpose(gradient))
-        self._fresh = False
-
     def take_rows(self, numbers: Tensor, gradients: Tensor) -> None:
         """Add gradients (n, size) to the rows of these numbers, int64 (n,)."""
         self.total().index_add_(0, numbers, gradients.float())
@@ -69,13 +61,10 @@ def receiver_of(weight: Tensor) -> Receiver | None:
     return receiver if isinstance(receiver, Receiver) else None
 
 
-def give(weight: Tensor, gradient: Tensor, *, transposed: bool = False) -> Tensor | None:
+def give(weight: Tensor, gradient: Tensor) -> Tensor | None:
     """Hand a gradient over; what is returned is for autograd to collect."""
     receiver = receiver_of(weight)
     if receiver is None:
-        return kernels.transpose(gradient) if transposed else gradient
-    if transposed:
-        receiver.take_transposed(gradient)
-    else:
-        receiver.take(gradient)
+        return gradient
+    receiver.take(gradient)
     return None

@@ -72,21 +72,22 @@ def rms_norm_backward(
 
 
 @_kernel
-def swiglu(both: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up, arXiv 2002.05202, of gate and up side by side, (tokens, 2 * size)."""
-    gate, up = both.float().chunk(2, 1)
-    return (gate * torch.sigmoid(gate) * up).to(both.dtype)
+def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up, arXiv 2002.05202, of (tokens, size)."""
+    x = gate.float()
+    return (x * torch.sigmoid(x) * up.float()).to(gate.dtype)
 
 
 @_kernel
-def swiglu_backward(both: torch.Tensor, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def swiglu_backward(
+    gate: torch.Tensor, up: torch.Tensor, gradient: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`swiglu` once more, and its gradients of gate and up."""
-    gate, up = both.float().chunk(2, 1)
-    g = gradient.float()
-    sigmoid = torch.sigmoid(gate)
-    silu = gate * sigmoid
-    of_gate = g * up * (sigmoid + silu * (1 - sigmoid))
-    return (silu * up).to(both.dtype), of_gate.to(both.dtype), (g * silu).to(both.dtype)
+    x, y, g = gate.float(), up.float(), gradient.float()
+    sigmoid = torch.sigmoid(x)
+    silu = x * sigmoid
+    of_gate = g * y * (sigmoid + silu * (1 - sigmoid))
+    return (silu * y).to(gate.dtype), of_gate.to(gate.dtype), (g * silu).to(gate.dtype)
 
 
 @_kernel
@@ -95,12 +96,11 @@ def rotate(rows: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, heads: int,
 
     cos and sin are float32 (tokens, size), each half the same; with sin negated this is its own gradient.
     """
-    all_heads = rows.view(len(rows), heads, -1)
-    x = all_heads[:, :turned].float()
-    half = x.shape[-1] // 2
-    other = torch.cat([-x[..., half:], x[..., :half]], -1)
-    result = (x * cos[:, None] + other * sin[:, None]).to(rows.dtype)
-    return torch.cat([result, all_heads[:, turned:]], 1).view_as(rows)
+    x = rows.view(len(rows), heads, 2, -1).float()  # the two halves of a head: concatenating them would be slow
+    cos, sin = cos.view(len(rows), 1, 2, -1), sin.view(len(rows), 1, 2, -1)
+    sign = 2 * torch.arange(2, device=rows.device)[:, None] - 1
+    is_turned = (torch.arange(heads, device=rows.device) < turned)[:, None, None]
+    return torch.where(is_turned, x * cos + x.flip(2) * sign * sin, x).to(rows.dtype).view_as(rows)
 
 
 @_kernel
@@ -128,12 +128,6 @@ def zero_where(rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
 def transpose(matrix: torch.Tensor) -> torch.Tensor:
     """The transpose as a tensor of its own; torch's copy does this on one core."""
     return matrix.t().clone(memory_format=torch.contiguous_format)
-
-
-@_kernel
-def put_transposed_(total: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """The transpose of a matrix in place of `total`, whatever its type."""
-    return total.copy_(matrix.t())
 
 
 @_kernel

@@ -109,7 +109,7 @@ def trained_weights(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def like(tensor: Tensor, target: Tensor) -> Tensor:
-    """A whole tensor sharded as `target` is, if it is."""
+    """A whole tensor sharded as `target` is, if it is, and in memory as it lies: torch's fused optimizers look there."""
     if isinstance(target, DTensor):
         return distribute_tensor(tensor.to(target.device), target.device_mesh, target.placements)
-    return tensor.to(target.device)
+    return torch.empty_like(target, dtype=tensor.dtype).copy_(tensor)

@@ -110,9 +110,9 @@ def test_checkpointed_layers_are_computed_twice_to_the_same_gradients(monkeypatc
     model.activation_checkpointing_enable()
     passes, own = [], kernels.swiglu
 
-    def counted(both: Tensor) -> Tensor:
-        passes.append(len(both))
-        return own(both)
+    def counted(gate: Tensor, up: Tensor) -> Tensor:
+        passes.append(len(gate))
+        return own(gate, up)
 
     monkeypatch.setattr(kernels, "swiglu", counted)
     check_same(gradients(model, [[0], [1, 2]]), gradients(plain, [[0], [1, 2]]))

@@ -52,10 +52,9 @@ def test_rms_norm() -> None:
 
 
 def test_swiglu() -> None:
-    both, gradient = rows(7, 2 * SIZE), rows(7, SIZE)
-    gate, up = both.chunk(2, 1)
-    close(kernels.swiglu(both), silu(gate) * up)
-    product, of_gate, of_up = kernels.swiglu_backward(both, gradient)
+    gate, up, gradient = rows(7, SIZE), rows(7, SIZE), rows(7, SIZE)
+    close(kernels.swiglu(gate, up), silu(gate) * up)
+    product, of_gate, of_up = kernels.swiglu_backward(gate, up, gradient)
     close(product, silu(gate) * up)
     expected = gradients(lambda gate, up: silu(gate) * up, (gate, up), gradient)
     close(of_gate, expected[0])
@@ -115,11 +114,10 @@ def test_transpose() -> None:
 
 
 def test_totals_in_float32_take_bfloat16() -> None:
-    total, matrix = torch.full((3, 4), math.nan), rows(4, 3, torch.bfloat16)
-    kernels.put_transposed_(total, matrix)
-    assert torch.equal(total, matrix.t().float())
-    kernels.add_(total, matrix.t())
-    assert torch.equal(total, 2 * matrix.t().float())
+    total, matrix = torch.zeros(3, 4), rows(3, 4, torch.bfloat16)
+    kernels.add_(total, matrix)
+    kernels.add_(total, matrix)
+    assert torch.equal(total, 2 * matrix.float())
 
 
 def test_the_softmax_of_the_loss() -> None:
@@ -147,14 +145,13 @@ def arguments(kernel: str, tokens: int, dtype: torch.dtype) -> tuple[Any, ...]:
             EPS,
             rows(tokens, SIZE, dtype),
         ),
-        "swiglu": (rows(tokens, 2 * SIZE, dtype),),
-        "swiglu_backward": (rows(tokens, 2 * SIZE, dtype), rows(tokens, SIZE, dtype)),
+        "swiglu": (rows(tokens, SIZE, dtype), rows(tokens, SIZE, dtype)),
+        "swiglu_backward": (rows(tokens, SIZE, dtype), rows(tokens, SIZE, dtype), rows(tokens, SIZE, dtype)),
         "rotate": (rows(tokens, HEADS * SIZE, dtype), cos, sin, HEADS, TURNED),
         "causal_softmax": (scores[0], 0.3, key.repeat(2), key),
         "softmax_backward": (scores[0].float().softmax(-1).to(dtype), scores[1], 0.3),
         "zero_where": (rows(tokens, SIZE, dtype), rows(tokens, 1)[:, 0] > 0),
         "transpose": (rows(tokens, SIZE, dtype),),
-        "put_transposed_": (rows(SIZE, tokens), rows(tokens, SIZE, dtype)),
         "add_": (rows(tokens, SIZE), rows(tokens, SIZE, dtype)),
         "log_sum_exp": (rows(tokens, 50, dtype),),
         "softmax_times_": (rows(tokens, 50, dtype), 5 + rows(tokens, 1)[:, 0], rows(tokens, 1)[:, 0], 0.01),

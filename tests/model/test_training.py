@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from stages.instructions.templates import TEMPLATES
+from stages.model import kernels
 from stages.model.history import History, LossRow
 from stages.model.preparing import export
 from stages.model.training import Data
@@ -170,6 +171,25 @@ def test_a_stopped_training_ends_with_the_same_bytes(tiny_llama: Path, tmp_path:
     resumed = train(tiny_llama, tmp_path / "state", early_stopping=False, seen=told, **changes)
     check_same(resumed, undisturbed)
     assert told == undisturbed.rows
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fused_layers_go_on_as_well(
+    tiny_llama: Path, tmp_path: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some of their weights lie transposed in memory, and with them all that the optimizer keeps."""
+    monkeypatch.setattr(kernels, "can_compile", lambda: True)
+    monkeypatch.setattr(kernels, "use_compiled", lambda wanted: None)
+    changes: dict[str, Any] = {"dtype": dtype, "early_stopping": False, "compile": "auto", "save_every": 5}
+    training = make_training(tiny_llama, tmp_path / "state", **changes)
+    assert training.prepared.fused
+    training.trainer._stop_reason = lambda: "SIGTERM" if training.trainer._state.latest_step() else None
+    with pytest.raises(StoppedError):
+        training.trainer.run()
+    undisturbed = train(tiny_llama, **changes)
+    check_same(train(tiny_llama, tmp_path / "state", **changes), undisturbed)
+    for row, plain in zip(undisturbed.rows, train(tiny_llama, dtype=dtype, early_stopping=False).rows, strict=True):
+        assert row.validation_loss == pytest.approx(plain.validation_loss, rel=1e-3 if dtype == torch.float32 else 1e-2)
 
 
 def test_a_training_that_broke_off_goes_on_from_its_last_save(tiny_llama: Path, tmp_path: Path) -> None:

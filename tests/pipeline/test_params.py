@@ -7,10 +7,10 @@ import pytest
 import yaml
 
 from stages.base_model import BaseModelParams
-from stages.finetune import FinetuneParams
 from stages.format import FormatParams
 from stages.generate import GenerateParams
 from stages.judge import JudgeParams
+from stages.model.settings import FinetuneParams
 from stages.pipeline.errors import UserError
 from stages.pipeline.params import Params
 from stages.split import SplitParams
@@ -92,6 +92,14 @@ def test_a_missing_parameter_is_refused(tmp_path: Path, name: str) -> None:
         (FinetuneParams, "learning_rate", "fast", "valid number.*, got 'fast'"),
         (FinetuneParams, "early_stopping", "maybe", "valid boolean.*, got 'maybe'"),
         (FinetuneParams, "schedule", "cosin", "'constant', 'linear' or 'cosine', got 'cosin'"),
+        (FinetuneParams, "method", "full-lora", "'full', 'lora', 'dora' or 'qlora', got 'full-lora'"),
+        (FinetuneParams, "optimizer", "adamw", "'AdamW', 'Adam', .*, got 'adamw'"),
+        (FinetuneParams, "optimizer_options", "fast", "valid dictionary, got 'fast'"),
+        (FinetuneParams, "lora_targets", "3", "valid .*, got 3"),
+        (FinetuneParams, "compile", "perhaps", "'auto', 'true' or 'false', got 'perhaps'"),
+        (FinetuneParams, "gradient_checkpointing", "some", "valid boolean.*, got 'some'"),
+        (FinetuneParams, "sharding", "ddp", "'none' or 'fsdp', got 'ddp'"),
+        (FinetuneParams, "launch", "2", "valid string, got 2"),
         (FormatParams, "template", "3", "valid string, got 3"),
         (SplitParams, "salt", "", "valid string, got None"),
         (CollateParams, "mask_instruction", "2", "valid boolean.*, got 2"),
@@ -119,6 +127,14 @@ def test_a_mistyped_value_is_refused(tmp_path: Path, kind: type[Params], name: s
         (FinetuneParams, "validations_per_epoch", "0"),
         (FinetuneParams, "overfit_patience", "0"),
         (FinetuneParams, "overfit_p_value", "0"),
+        (FinetuneParams, "lora_rank", "0"),
+        (FinetuneParams, "lora_alpha", "0"),
+        (FinetuneParams, "lora_dropout", "1"),
+        (FinetuneParams, "label_smoothing", "1"),
+        (FinetuneParams, "neftune_alpha", "-5"),
+        (FinetuneParams, "sample_prompts", "-1"),
+        (FinetuneParams, "sample_tokens", "0"),
+        (FinetuneParams, "save_every", "0"),
         (FinetuneParams, "seed", "-1"),
         (SplitParams, "near_duplicate_threshold", "0"),
         (SplitParams, "near_duplicate_threshold", "1.01"),
