@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from stages.model.sources import HUB_FILES
 from stages.pipeline.errors import UserError
@@ -47,9 +47,26 @@ def load_model(
             folder, dtype=dtype, attn_implementation=attention, use_safetensors=True, local_files_only=True, **loading
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = (str(error).splitlines() or ["damaged"])[0]
-        raise UserError(f"{folder}: cannot load a model ({reason}); rerun the stage that writes it") from None
+        raise _unreadable(folder, error) from None
     return cast(PreTrainedModel, model if loading else model.to(device))
+
+
+def outline_of(folder: Path) -> PreTrainedModel:
+    """The same model without its weights: what can be known of it for nothing.
+
+    Raises:
+        UserError: the folder holds none that can be read.
+    """
+    try:
+        with torch.device("meta"):
+            return cast(PreTrainedModel, AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)))
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreadable(folder, error) from None
+
+
+def _unreadable(folder: Path, error: Exception) -> UserError:
+    reason = (str(error).splitlines() or ["damaged"])[0]
+    return UserError(f"{folder}: cannot load a model ({reason}); rerun the stage that writes it")
 
 
 def make_deterministic(seed: int) -> None:

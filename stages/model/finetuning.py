@@ -9,12 +9,12 @@ import torch
 
 from stages.model import kernels
 from stages.model.allocator import keep_freed_memory
-from stages.model.checkpoint import make_deterministic
+from stages.model.checkpoint import make_deterministic, outline_of
 from stages.model.gates import check_memory, check_start, estimate, plain_losses
 from stages.model.history import History, LossRow
 from stages.model.optimizer import MasterWeights
 from stages.model.parallel import Ranks
-from stages.model.preparing import check_window, load_plain, prepare
+from stages.model.preparing import check_window, choose_ways, load_plain, prepare
 from stages.model.samples import Sample, answer_samples, choose_samples
 from stages.model.settings import FinetuneParams
 from stages.model.state import StateFolder, fingerprint
@@ -49,33 +49,34 @@ def finetune(
     if device.type == "cpu":
         keep_freed_memory(RESERVED)
     make_deterministic(settings.seed)
-    is_sharded = settings.sharding == "fsdp" and ranks.world > 1
-    model = load_plain(start, settings, torch.float32 if is_sharded else dtype, device)
-    check_window(model, data)
+    outline = outline_of(start)
+    ways = choose_ways(outline, settings, device, ranks)
+    check_window(outline, data)
+    need = estimate(outline, settings, data, dtype, device, ways, ranks)
+    free = check_memory(need, device)
+    say(
+        f"finetune: {need.trained / 1e6:.1f} M of {need.weights / 1e6:.1f} M parameters, "
+        f"{str(dtype).removeprefix('torch.')} on {ranks.world} x {device}, {ways}\n"
+        f"  takes about {need.memory / 2**30:.1f} of {free / 2**30:.1f} GiB, and "
+        f"{_duration(need.seconds)} if all {settings.epochs} epochs run"
+    )
+    on = torch.device("cpu") if ways.sharded else device  # sharding takes each layer to the device in turn
+    model = load_plain(start, settings, torch.float32 if ways.sharded else dtype, on)
     expected = plain_losses(model, data.validation)
     tokenizer = Tokenizer(start)
     samples = choose_samples(data.validation, settings.sample_prompts, tokenizer)
-    prepared = prepare(model, settings, dtype, ranks)
+    prepare(model, settings, dtype, ways)
     masters = MasterWeights(
         model,
         optimizer=settings.optimizer,
         weight_decay=settings.weight_decay,
         options=settings.optimizer_options,
         ranks=ranks,
-        sharded=is_sharded,
-    )
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    need = estimate(model, masters, settings, data, prepared.fused)
-    free = check_memory(need, device)
-    say(
-        f"finetune: {trained / 1e6:.1f} M of {model.num_parameters() / 1e6:.1f} M parameters, "
-        f"{str(dtype).removeprefix('torch.')} on {ranks.world} x {device}, {prepared.how}\n"
-        f"  takes about {need.memory / 2**30:.1f} of {free / 2**30:.1f} GiB, and "
-        f"{_duration(need.seconds / ranks.world)} if all {settings.epochs} epochs run"
+        sharded=ways.sharded,
     )
 
     def show_samples(step: int) -> None:
-        if samples and (ranks.first or is_sharded):
+        if samples and (ranks.first or ways.sharded):
             answers = answer_samples(model, samples, tokenizer, settings.sample_tokens)
             for sample, answer in zip(samples, answers, strict=True):
                 say(f"    {sample.id}: {answer[:100]}")

@@ -25,12 +25,15 @@ KEPT_LENGTH = 256
 """Attention probabilities of examples up to this length are kept for the backward pass, longer ones computed anew."""
 
 
-def fuse(model: PreTrainedModel) -> bool:
-    """Give the layers of `model` the fused forward; False, and nothing is changed, where one is not of this kind."""
-    layers = getattr(model.base_model, "layers", None)
-    if model.device.type != "cpu" or not layers or not all(_is_of_this_kind(layer) for layer in layers):
-        return False
-    for layer in layers:
+def can_fuse(model: PreTrainedModel) -> bool:
+    """Whether all layers of `model` are of this kind."""
+    layers: Any = getattr(model.base_model, "layers", None)
+    return bool(layers) and all(_is_of_this_kind(layer) for layer in layers)
+
+
+def fuse(model: PreTrainedModel) -> None:
+    """Give the layers and the embeddings of a model that `can_fuse` the fused forward."""
+    for layer in cast(Any, model.base_model).layers:
         layer.forward = types.MethodType(_forward, layer)
         for weight in (layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight):
             # Products with these and their gradients come out as they lie in memory: oneDNN is slow at transposing.
@@ -38,7 +41,6 @@ def fuse(model: PreTrainedModel) -> bool:
     embeddings: Any = model.get_input_embeddings()
     if type(embeddings) is torch.nn.Embedding:
         cast(Any, embeddings).forward = types.MethodType(_embed, embeddings)
-    return True
 
 
 def _is_of_this_kind(layer: Any) -> bool:

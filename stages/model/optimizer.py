@@ -80,29 +80,30 @@ class MasterWeights:
                 weight.detach().copy_(master)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything that later steps depend on: tensors, whole and on the CPU, and plain values."""
-        tensors = {f"master.{i}": whole(master.detach()).cpu() for i, master in enumerate(self._masters)}
+        """Everything that later steps depend on: tensors, whole and on the CPU, and plain values.
+
+        A tensor that lies transposed in memory is saved like that: a copy of all of them would double what is kept.
+        """
+        tensors = {f"master.{i}": _as_it_lies(whole(master.detach()).cpu()) for i, master in enumerate(self._masters)}
         values: dict[str, Any] = {}
         for i, state in self._optimizer.state_dict()["state"].items():
             for key, value in state.items():
                 if isinstance(value, Tensor):
-                    tensors[f"optimizer.{i}.{key}"] = whole(value).cpu()
+                    tensors[f"optimizer.{i}.{key}"] = _as_it_lies(whole(value).cpu())
                 else:
                     values[f"{i}.{key}"] = value
-        return {name: tensor.contiguous() for name, tensor in tensors.items()}, values
+        return tensors, values
 
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Go back to a `state`."""
         for i, master in enumerate(self._masters):
-            master.detach().copy_(like(tensors[f"master.{i}"], master))
+            master.detach().copy_(_lying_like(tensors[f"master.{i}"], master))
         order = [master for group in self._optimizer.param_groups for master in group["params"]]
         state: dict[int, dict[str, Any]] = {}
         for name, tensor in tensors.items():
             kind, number, *key = name.split(".", 2)
             if kind == "optimizer":
-                same_shape = tensor.shape == order[int(number)].shape
-                value = like(tensor, order[int(number)]) if same_shape else tensor
-                state.setdefault(int(number), {})[key[0]] = value
+                state.setdefault(int(number), {})[key[0]] = _lying_like(tensor, order[int(number)])
         for name, plain in values.items():
             number, key_text = name.split(".", 1)
             state.setdefault(int(number), {})[key_text] = plain
@@ -110,14 +111,24 @@ class MasterWeights:
         self._optimizer.load_state_dict({"state": state, "param_groups": groups})
         self._copy_to_weights()
 
-    @property
-    def bytes_per_weight(self) -> int:
-        """What masters, gradients and the optimizer keep for one trained weight that is not float32 itself."""
-        return 4 * (2 + len(_MOMENTS.get(type(self._optimizer).__name__, "mv")))
+
+def _as_it_lies(tensor: Tensor) -> Tensor:
+    return tensor if tensor.is_contiguous() else tensor.t()
+
+
+def _lying_like(saved: Tensor, master: Tensor) -> Tensor:
+    """What was saved of a master or of one of its moments, and of anything else as it is."""
+    moment = saved if master.is_contiguous() else saved.t() if saved.dim() == 2 else saved
+    return like(moment, master) if moment.shape == master.shape else saved
 
 
 _MOMENTS = {"SGD": "m", "Adagrad": "v", "Adafactor": "", "Rprop": "mv", "RMSprop": "v", "ASGD": "m", "Adadelta": "mv"}
 """Tensors of a weight's size that an optimizer keeps, a letter each; others keep two."""
+
+
+def bytes_per_weight(optimizer: str) -> int:
+    """What master, gradient and the optimizer's moments take for one trained weight, float32 each."""
+    return 4 * (2 + len(_MOMENTS.get(optimizer, "mv")))
 
 
 def _make(groups: list[dict[str, Any]], name: str, options: Mapping[str, Any], sharded: bool) -> torch.optim.Optimizer:

@@ -109,7 +109,7 @@ def trained_weights(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def like(tensor: Tensor, target: Tensor) -> Tensor:
-    """A whole tensor sharded as `target` is, if it is, and in memory as it lies: torch's fused optimizers look there."""
+    """A whole tensor sharded as `target` is, if it is; otherwise in memory as it lies, where fused optimizers look."""
     if isinstance(target, DTensor):
         return distribute_tensor(tensor.to(target.device), target.device_mesh, target.placements)
     return torch.empty_like(target, dtype=tensor.dtype).copy_(tensor)

@@ -1,5 +1,6 @@
 """The model that is trained, made ready as the parameters say, and the checkpoint that comes of it."""
 
+import gc
 import importlib.util
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -7,36 +8,52 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from stages.model import attention, kernels
 from stages.model.adapters import SUBFOLDER, add_adapters, merged, save_adapter
 from stages.model.checkpoint import load_model, save_checkpoint
-from stages.model.fused import fuse
+from stages.model.fused import can_fuse, fuse
 from stages.model.parallel import Ranks, shard
 from stages.model.settings import FinetuneParams
 from stages.pipeline.errors import UserError
 from stages.tokens.arrays import NO_EXAMPLE, TokenArrays
 
 
-class Prepared(NamedTuple):
-    """A model that is ready to be trained."""
+class Ways(NamedTuple):
+    """How a training computes."""
 
-    model: PreTrainedModel
-    adapted: PeftModel | None
-    """The same with adapters, if it has any."""
     fused: bool
-    """Whether its layers run as stages/model/fused.py has them."""
+    """Layers run as stages/model/fused.py has them."""
     compiled: bool
-    """Whether torch.compile fuses its elementwise work."""
+    """torch.compile fuses the elementwise work of our own code."""
+    compiled_layers: bool
+    """It makes transformers' layers faster, as it does on GPUs alone."""
+    sharded: bool
+    """Each process keeps a part of the weights."""
 
-    @property
-    def how(self) -> str:
-        """In words."""
+    def __str__(self) -> str:
         words = "fused layers" if self.fused else "transformers' layers"
-        return f"{words}, compiled" if self.compiled else words
+        return f"{words}, compiled" if (self.compiled and self.fused) or self.compiled_layers else words
+
+
+def choose_ways(model: PreTrainedModel, settings: FinetuneParams, device: torch.device, ranks: Ranks) -> Ways:
+    """The fastest ways there are for a model, of which an outline will do.
+
+    Raises:
+        UserError: torch.compile is wanted and has no compiler here.
+    """
+    on_cpu = device.type == "cpu"
+    compiler = kernels.can_compile() if on_cpu else importlib.util.find_spec("triton") is not None
+    if settings.compile == "true" and not compiler:
+        raise UserError(
+            "params.yaml: finetune.compile: there is no compiler here; install g++ and python3-dev, or set it to auto"
+        )
+    sharded = settings.sharding == "fsdp" and ranks.world > 1
+    wanted = compiler and settings.compile != "false"
+    fused = wanted and on_cpu and not sharded and settings.method == "full" and can_fuse(model)
+    return Ways(fused, wanted, wanted and not on_cpu, sharded)
 
 
 def starting_folder(base_model: Path, init: Path, settings: FinetuneParams) -> Path:
@@ -73,27 +90,21 @@ def load_plain(folder: Path, settings: FinetuneParams, dtype: torch.dtype, devic
     return load_model(folder, dtype, device, quantization_config=quantized, device_map={"": device})
 
 
-def prepare(model: PreTrainedModel, settings: FinetuneParams, dtype: torch.dtype, ranks: Ranks) -> Prepared:
-    """Make a plain model ready to be trained; sharded weights are float32 and compute in `dtype`."""
-    compiler = kernels.can_compile() if model.device.type == "cpu" else importlib.util.find_spec("triton") is not None
-    if settings.compile == "true" and not compiler:
-        raise UserError(
-            "params.yaml: finetune.compile: there is no compiler here; install g++ and python3-dev, or set it to auto"
-        )
-    compiled = compiler and settings.compile != "false"
-    adapted = None if settings.method == "full" else add_adapters(model, settings)
+def prepare(model: PreTrainedModel, settings: FinetuneParams, dtype: torch.dtype, ways: Ways) -> None:
+    """Make a plain model ready to be trained, in place; sharded weights are float32 and compute in `dtype`."""
+    if settings.method != "full":
+        add_adapters(model, settings)
     model.set_attn_implementation(attention.NAME)
     if settings.gradient_checkpointing:
         model.activation_checkpointing_enable()
-    is_sharded = settings.sharding == "fsdp" and ranks.world > 1
-    fused = compiled and not is_sharded and fuse(model)
-    kernels.use_compiled(compiled)
-    if compiled and not fused and model.device.type == "cuda":
+    kernels.use_compiled(ways.compiled)
+    if ways.fused:
+        fuse(model)
+    if ways.compiled_layers:
         for layer in getattr(model.base_model, "layers", ()):
             layer.compile(dynamic=True)
-    if is_sharded:
+    if ways.sharded:
         shard(model, dtype)
-    return Prepared(model, adapted, fused, compiled and (fused or model.device.type == "cuda"))
 
 
 def check_window(model: PreTrainedModel, splits: Iterable[TokenArrays]) -> None:
@@ -122,6 +133,7 @@ def export(
     about: dict[str, Any],
 ) -> None:
     """Write the checkpoint: the model of `start` with trained `weights`; adapters are merged, and kept beside it."""
+    gc.collect()  # the model that was trained refers to itself
     model = load_model(start, torch.float32, torch.device("cpu"))
     adapted = None if settings.method == "full" else add_adapters(model, settings)
     parameters = dict(model.named_parameters())

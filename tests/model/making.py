@@ -15,7 +15,7 @@ from stages.model.checkpoint import load_model, make_deterministic
 from stages.model.history import History, LossRow
 from stages.model.optimizer import MasterWeights
 from stages.model.parallel import ALONE
-from stages.model.preparing import Prepared, load_plain, prepare
+from stages.model.preparing import Ways, choose_ways, load_plain, prepare
 from stages.model.settings import FinetuneParams
 from stages.model.state import StateFolder
 from stages.model.training import Data, Trainer
@@ -88,7 +88,8 @@ class Training(NamedTuple):
     trainer: Trainer
     history: History
     masters: MasterWeights
-    prepared: Prepared
+    model: PreTrainedModel
+    ways: Ways
     settings: FinetuneParams
 
 
@@ -109,7 +110,8 @@ def make_training(
     chosen = settings(**changes)
     make_deterministic(chosen.seed)
     model = load_plain(folder, chosen, dtype, CPU)
-    prepared = prepare(model, chosen, dtype, ALONE)
+    ways = choose_ways(model, chosen, CPU, ALONE)
+    prepare(model, chosen, dtype, ways)
     masters = MasterWeights(
         model, optimizer=chosen.optimizer, weight_decay=chosen.weight_decay, options=chosen.optimizer_options
     )
@@ -127,7 +129,7 @@ def make_training(
         on_validated=lambda step: None,
         on_first_validation=lambda losses: None,
     )
-    return Training(trainer, history, masters, prepared, chosen)
+    return Training(trainer, history, masters, model, ways, chosen)
 
 
 def train(folder: Path, state: Path | None = None, **others: Any) -> History:

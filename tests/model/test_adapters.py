@@ -44,7 +44,7 @@ def test_adapters_alone_are_trained_and_the_export_is_the_model(
 ) -> None:
     folder: Path = request.getfixturevalue(kind)
     training = trained(folder, tmp_path / "state", method=method)
-    history, model = training.history, training.prepared.model
+    history, model = training.history, training.model
     assert history.rows[-1].train_loss < history.rows[0].train_loss - 0.03
     assert history.best_weights
     assert all("lora_" in name for name in history.best_weights)

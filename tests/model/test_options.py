@@ -21,7 +21,7 @@ from stages.model.checkpoint import pick_dtype
 from stages.model.history import History
 from stages.model.noise import EmbeddingNoise
 from stages.model.parallel import ALONE
-from stages.model.preparing import export, prepare, starting_folder
+from stages.model.preparing import choose_ways, export, prepare, starting_folder
 from stages.model.settings import FinetuneParams
 from stages.pipeline.errors import UserError
 from tests.imports import ROOT
@@ -124,7 +124,7 @@ def test_checkpointed_activations_are_computed_twice_to_the_same_losses(
     for wanted in (False, True):
         changes: dict[str, Any] = {"method": method, "gradient_checkpointing": wanted, "epochs": 1}
         training = make_training(folder, tmp_path / str(wanted), **changes)
-        base: Any = training.prepared.model.base_model
+        base: Any = training.model.base_model
         seen: list[bool] = []
         layer = (base.layers if kind == "tiny_llama" else base.h)[0]
         norm = layer.input_layernorm if kind == "tiny_llama" else layer.ln_1
@@ -182,13 +182,15 @@ def test_layers_are_fused_and_compiled_where_there_is_a_compiler(
 ) -> None:
     monkeypatch.setattr(kernels, "can_compile", lambda: compiler)
     for wanted in ("auto", "false"):
-        made = prepare(make_tiny("llama"), settings(compile=wanted), torch.float32, ALONE)
-        assert made.fused == made.compiled == kernels._state["compiled"] == (compiler and wanted == "auto")
+        chosen, model = settings(compile=wanted), make_tiny("llama")
+        ways = choose_ways(model, chosen, CPU, ALONE)
+        prepare(model, chosen, torch.float32, ways)
+        assert ways.fused == ways.compiled == kernels._state["compiled"] == (compiler and wanted == "auto")
     if compiler:
-        assert prepare(make_tiny("llama"), settings(compile=True), torch.float32, ALONE).compiled
+        assert choose_ways(model, settings(compile=True), CPU, ALONE).compiled
     else:
         with pytest.raises(UserError, match=r"finetune\.compile: there is no .*compiler here; install g\+\+"):
-            prepare(make_tiny("llama"), settings(compile=True), torch.float32, ALONE)
+            choose_ways(model, settings(compile=True), CPU, ALONE)
 
 
 @pytest.mark.parametrize("hardware", [True, False])

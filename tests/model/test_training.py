@@ -182,7 +182,7 @@ def test_fused_layers_go_on_as_well(
     monkeypatch.setattr(kernels, "use_compiled", lambda wanted: None)
     changes: dict[str, Any] = {"dtype": dtype, "early_stopping": False, "compile": "auto", "save_every": 5}
     training = make_training(tiny_llama, tmp_path / "state", **changes)
-    assert training.prepared.fused
+    assert training.ways.fused
     training.trainer._stop_reason = lambda: "SIGTERM" if training.trainer._state.latest_step() else None
     with pytest.raises(StoppedError):
         training.trainer.run()
@@ -226,7 +226,7 @@ def test_what_is_not_finite_stops_at_once(tiny_llama: Path, tmp_path: Path, what
 
     def spoil(step: int) -> None:
         steps.append(step)
-        weight: Any = training.prepared.model.get_parameter("model.norm.weight")
+        weight: Any = training.model.get_parameter("model.norm.weight")
         if step == 4 and what == "loss":
             weight.data.fill_(math.nan)
         elif step == 4:

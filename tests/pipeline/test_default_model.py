@@ -6,10 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from stages.instructions.templates import TEMPLATES
-from stages.model import attention
+from stages.model import attention, kernels
 from stages.model.checkpoint import load_model, pick_device, pick_dtype
 from stages.model.decoding import complete
 from stages.model.training import Data
@@ -96,7 +95,10 @@ def test_it_knows_something_and_learns(default_model: Path, tmp_path: Path) -> N
         validations_per_epoch=1,
         schedule="constant",
     )
-    training.trainer.run()
+    try:
+        training.trainer.run()
+    finally:
+        kernels.use_compiled(False)
     losses = [row.validation_loss for row in training.history.rows]
     # A model that were loaded wrong would start near ln(49152) = 10.8.
     assert 1.0 < losses[0] < 3.0
