@@ -45,11 +45,6 @@ class Ranks(NamedTuple):
         summed: list[float] = self.sum(torch.tensor(numbers, dtype=torch.float64, device=device)).tolist()
         return summed
 
-    def wait(self) -> None:
-        """Go on once all processes have come here."""
-        if self.world > 1:
-            dist.barrier()
-
 
 ALONE = Ranks(0, 1)
 

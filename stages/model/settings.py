@@ -84,6 +84,13 @@ class FinetuneParams(Params):
     def _as_text(cls, value: object) -> object:
         return str(value).lower() if isinstance(value, bool) else value
 
+    @field_validator("lora_targets", mode="before")
+    @classmethod
+    def _are_names(cls, value: object) -> object:
+        if isinstance(value, str) or (isinstance(value, list) and all(isinstance(name, str) for name in value)):
+            return value
+        raise ValueError("should be all-linear, or names of layers")
+
     @field_validator("optimizer_options")
     @classmethod
     def _with_numbers(cls, options: dict[str, Any]) -> dict[str, Any]:

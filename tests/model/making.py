@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from stages.model import attention
 from stages.model.checkpoint import load_model, make_deterministic
+from stages.model.decoding import complete
 from stages.model.history import History, LossRow
 from stages.model.optimizer import MasterWeights
 from stages.model.parallel import ALONE
@@ -80,6 +81,22 @@ def data() -> Data:
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The model in a folder with our attention."""
     return load_model(folder, dtype, CPU, attention=attention.NAME)
+
+
+def greedy(model: PreTrainedModel, prompts: list[list[int]], max_new_tokens: int, end_of_text: int) -> list[list[int]]:
+    """Tokens of the answers, two prompts at a time."""
+    found = complete(
+        model,
+        prompts,
+        end_of_text=end_of_text,
+        max_new_tokens=max_new_tokens,
+        batch_size=2,
+        temperature=0.0,
+        top_p=1.0,
+        seed=0,
+        on_batch=lambda finished: None,
+    )
+    return [completion.token_ids for completion in found]
 
 
 class Training(NamedTuple):

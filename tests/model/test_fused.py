@@ -11,12 +11,11 @@ from transformers import PreTrainedModel
 
 from stages.model import fused, kernels
 from stages.model.batches import make_batch
-from stages.model.decoding import complete
 from stages.model.fused import can_fuse, fuse
 from stages.model.loss import has_plain_head, token_losses
 from stages.model.optimizer import MasterWeights
 from stages.tokens.arrays import TokenArrays
-from tests.model.making import CPU, arrays, data, examples
+from tests.model.making import CPU, arrays, data, examples, greedy
 from tests.model.tiny_models import make_tiny
 
 KINDS: list[tuple[str, dict[str, Any]]] = [
@@ -201,16 +200,5 @@ def test_answers_are_those_of_the_unfused_model() -> None:
     answers = []
     for one in (plain, model):
         one.set_attn_implementation("sdpa")
-        found = complete(
-            one,
-            prompts,
-            end_of_text=2,
-            max_new_tokens=12,
-            batch_size=2,
-            temperature=0.0,
-            top_p=1.0,
-            seed=0,
-            on_batch=lambda finished: None,
-        )
-        answers.append([completion.token_ids for completion in found])
+        answers.append(greedy(one, prompts, 12, end_of_text=2))
     assert answers[0] == answers[1]

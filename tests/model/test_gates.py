@@ -1,6 +1,9 @@
 """What is looked at before training: its memory, its time, and the loss that the model starts with."""
 
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +11,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from stages.finetune import app
 from stages.model import gates
 from stages.model.checkpoint import load_model, outline_of
 from stages.model.gates import Need, check_memory, check_start, estimate, free_memory, matrix_rate, plain_losses
@@ -193,20 +194,36 @@ def test_a_model_that_knows_nothing_is_noticed() -> None:
     )
 
 
-def test_the_stage_refuses_what_cannot_fit_and_touches_nothing(
-    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(gates, "free_memory", lambda device: GIB // 8)
-    monkeypatch.chdir(tmp_path)
-    Path("tokens").mkdir()
+WITH_LITTLE_MEMORY = """
+from stages.model import gates
+gates.free_memory = lambda device: 1 << 27
+from stages.finetune import app
+app()
+"""
+
+
+def test_the_stage_refuses_what_cannot_fit_and_touches_nothing(tiny_llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "tokens").mkdir()
     made = examples(8)
     for split in ("train", "validation"):
         ids = [str(number) for number in range(8)]
-        write_arrays(Path("tokens") / split, made, pack(made.lengths, 128), ids, end_of_text=END, mask_instruction=True)
-    Path("tokens/tokens.json").write_text('{"template": "chatml"}')
-    options = ["--params", str(ROOT / "params.yaml"), "--base-model", str(tiny_llama), "--tokens", "tokens"]
-    done = CliRunner().invoke(app, options)
-    assert done.exit_code == 2
+        rows = pack(made.lengths, 128)
+        write_arrays(tmp_path / "tokens" / split, made, rows, ids, end_of_text=END, mask_instruction=True)
+    (tmp_path / "tokens/tokens.json").write_text('{"template": "chatml"}')
+    command: list[str | Path] = [
+        sys.executable,
+        "-c",
+        WITH_LITTLE_MEMORY,
+        "--params",
+        ROOT / "params.yaml",
+        "--base-model",
+        tiny_llama,
+    ]
+    surroundings = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, "--tokens", "tokens"], cwd=tmp_path, env=surroundings, capture_output=True, text=True
+    )
+    assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: finetune: needs about ")
     assert not {"data", "metrics"} & {path.name for path in tmp_path.iterdir()}

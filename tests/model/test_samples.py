@@ -8,7 +8,6 @@ import torch
 
 from stages.instructions.templates import TEMPLATES, Segment
 from stages.model import attention, finetuning, gates
-from stages.model.decoding import complete
 from stages.model.finetuning import finetune
 from stages.model.parallel import ALONE
 from stages.model.samples import answer_samples, choose_samples
@@ -19,7 +18,7 @@ from stages.tokens.arrays import TokenArrays, collate
 from stages.tokens.labels import label
 from stages.tokens.packing import pack
 from stages.tokens.tokenizer import Tokenizer
-from tests.model.making import CPU, load, settings
+from tests.model.making import CPU, greedy, load, settings
 
 CAPITALS = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Norway": "Oslo", "Japan": "Tokyo"}
 
@@ -67,18 +66,8 @@ def test_answers_are_greedy_and_leave_the_model_as_it_was(tiny_llama: Path, talk
     plain = load(tiny_llama)
     plain.set_attn_implementation("eager")
     for sample, answer in zip(samples, answers, strict=True):
-        (alone,) = complete(
-            plain,
-            [sample.prompt],
-            end_of_text=tokenizer.end_of_text,
-            max_new_tokens=6,
-            batch_size=1,
-            temperature=0.0,
-            top_p=1.0,
-            seed=1,
-            on_batch=lambda finished: None,
-        )
-        assert answer == " ".join(tokenizer.decode(alone.token_ids).split())
+        (alone,) = greedy(plain, [sample.prompt], 6, tokenizer.end_of_text)
+        assert answer == " ".join(tokenizer.decode(alone).split())
 
 
 def run(folder: Path, arrays: TokenArrays, state: Path, heard: list[tuple[int, str]], **changes: Any) -> Any:

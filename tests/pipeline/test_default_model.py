@@ -8,16 +8,15 @@ from pathlib import Path
 import pytest
 
 from stages.instructions.templates import TEMPLATES
-from stages.model import attention, kernels
+from stages.model import kernels
 from stages.model.checkpoint import load_model, pick_device, pick_dtype
-from stages.model.decoding import complete
 from stages.model.training import Data
 from stages.tokens.arrays import collate
 from stages.tokens.labels import label
 from stages.tokens.packing import pack
 from stages.tokens.tokenizer import Tokenizer
 from tests.imports import ROOT
-from tests.model.making import make_training
+from tests.model.making import greedy, make_training
 from tests.tokens.making import check_equal, check_equal_on_made_strings, own_of, shipped_rows
 
 ROWS = shipped_rows()
@@ -60,21 +59,11 @@ def test_it_tokenizes_as_the_models_own(default_model: Path) -> None:
 def test_it_knows_something_and_learns(default_model: Path, tmp_path: Path) -> None:
     device = pick_device()
     tokenizer = Tokenizer(default_model)
-    model = load_model(default_model, pick_dtype("auto", device), device, attention=attention.NAME)
+    model = load_model(default_model, pick_dtype("auto", device), device)
     template = TEMPLATES["chatml"]
     asked = template.render("What is the capital of France?", "", "")[:3]
-    answers = complete(
-        model,
-        [tokenizer.encode_segments(asked)],
-        end_of_text=tokenizer.end_of_text,
-        max_new_tokens=12,
-        batch_size=1,
-        temperature=0.0,
-        top_p=1.0,
-        seed=0,
-        on_batch=lambda finished: None,
-    )
-    assert "Paris" in tokenizer.decode(answers[0].token_ids)
+    (answer,) = greedy(model, [tokenizer.encode_segments(asked)], 12, tokenizer.end_of_text)
+    assert "Paris" in tokenizer.decode(answer)
 
     rows = (template.render(row["instruction"], row["input"], row["output"]) for row in ROWS[::100])
     examples = label(rows, tokenizer, 512)

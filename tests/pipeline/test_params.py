@@ -95,7 +95,7 @@ def test_a_missing_parameter_is_refused(tmp_path: Path, name: str) -> None:
         (FinetuneParams, "method", "full-lora", "'full', 'lora', 'dora' or 'qlora', got 'full-lora'"),
         (FinetuneParams, "optimizer", "adamw", "'AdamW', 'Adam', .*, got 'adamw'"),
         (FinetuneParams, "optimizer_options", "fast", "valid dictionary, got 'fast'"),
-        (FinetuneParams, "lora_targets", "3", "valid .*, got 3"),
+        (FinetuneParams, "lora_targets", "3", "all-linear, or names of layers, got 3"),
         (FinetuneParams, "compile", "perhaps", "'auto', 'true' or 'false', got 'perhaps'"),
         (FinetuneParams, "gradient_checkpointing", "some", "valid boolean.*, got 'some'"),
         (FinetuneParams, "sharding", "ddp", "'none' or 'fsdp', got 'ddp'"),
@@ -117,7 +117,6 @@ def test_a_mistyped_value_is_refused(tmp_path: Path, kind: type[Params], name: s
     [
         (FinetuneParams, "learning_rate", "-2e-4"),
         (FinetuneParams, "learning_rate", "0"),
-        (FinetuneParams, "learning_rate", "1"),
         (FinetuneParams, "warmup_fraction", "1"),
         (FinetuneParams, "epochs", "0"),
         (FinetuneParams, "batch_size", "0"),
