@@ -14,9 +14,12 @@ from typing import Any, TypeVar
 
 import torch
 
+from stages.pipeline.errors import UserError
+from stages.pipeline.progress import say
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-_state = {"compiled": False}
+_state = {"compiled": False, "required": False}
 
 
 def can_compile() -> bool:
@@ -31,9 +34,12 @@ def can_compile() -> bool:
     return found and (Path(sysconfig.get_path("include")) / "Python.h").is_file()
 
 
-def use_compiled(wanted: bool) -> None:
-    """Fuse the kernels of this module from now on, or run them as they stand."""
-    _state["compiled"] = wanted
+def use_compiled(wanted: bool, *, required: bool = False) -> None:
+    """Fuse the kernels of this module from now on, or run them as they stand.
+
+    A compiler that fails costs a warning and time, or, where it is required, raises `UserError`.
+    """
+    _state.update(compiled=wanted, required=required)
 
 
 def _kernel(function: Function) -> Function:
@@ -46,7 +52,15 @@ def _kernel(function: Function) -> Function:
         for tensor in arguments:  # one loop for any number of tokens, but for this model's own sizes
             if isinstance(tensor, torch.Tensor) and len(tensor) == len(arguments[0]):
                 torch._dynamo.maybe_mark_dynamic(tensor, 0)
-        return fused()(*arguments)
+        try:
+            return fused()(*arguments)
+        except torch._dynamo.exc.BackendCompilerFailed as error:  # before anything has run
+            reason = (str(error).strip().splitlines() or [""])[0][:120]
+            if _state["required"]:
+                raise UserError(f"params.yaml: finetune.compile: the compiler fails ({reason}); set it to auto") from None
+            say(f"warning: finetune.compile: the compiler fails ({reason}); training goes on without it, more slowly")
+            use_compiled(False)
+            return function(*arguments)
 
     return run  # type: ignore[return-value]
 

@@ -97,7 +97,7 @@ def prepare(model: PreTrainedModel, settings: FinetuneParams, dtype: torch.dtype
     model.set_attn_implementation(attention.NAME)
     if settings.gradient_checkpointing:
         model.activation_checkpointing_enable()
-    kernels.use_compiled(ways.compiled)
+    kernels.use_compiled(ways.compiled, required=settings.compile == "true")
     if ways.fused:
         fuse(model)
     if ways.compiled_layers:

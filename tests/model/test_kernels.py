@@ -1,7 +1,11 @@
 """Each kernel is what plain torch makes of its formula, its derivative what autograd makes of it, compiled or not."""
 
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +15,7 @@ from torch.nn.functional import log_softmax, rms_norm, silu
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from stages.model import kernels
+from tests.imports import ROOT
 
 DICE = torch.Generator()
 SIZE, HEADS, TURNED = 8, 6, 4
@@ -129,6 +134,33 @@ def test_the_softmax_of_the_loss() -> None:
     found = kernels.softmax_times_(logits, denominators, factors, 0.01)
     close(found, expected)
     assert found.data_ptr() == logits.data_ptr()
+
+
+BROKEN = """
+import sys, torch
+from stages.model import kernels
+from tests.imports import ROOT
+assert kernels.can_compile()
+kernels.use_compiled(True, required=len(sys.argv) > 1)
+print(kernels.zero_where(torch.ones(2, 2), torch.tensor([True, False])).tolist())
+print(kernels.zero_where(torch.ones(2, 2), torch.tensor([True, False])).tolist())
+"""
+
+
+@pytest.mark.parametrize("required", [False, True])
+def test_a_compiler_that_fails_costs_a_warning_unless_it_is_required(required: bool, tmp_path: Path) -> None:
+    """It says its version, and that is all it can."""
+    compiler = tmp_path / "g++"
+    compiler.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "g++ 12.2.0" && exit\necho "disk full" >&2\nexit 1\n')
+    compiler.chmod(0o755)
+    surroundings = {"CXX": str(compiler), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", BROKEN, *(["required"] if required else [])]
+    done = subprocess.run(command, env=os.environ | surroundings, capture_output=True, text=True)
+    if required:
+        assert "UserError: params.yaml: finetune.compile: the compiler fails (" in done.stderr
+    else:
+        assert done.stdout.splitlines() == ["[[0.0, 0.0], [1.0, 1.0]]"] * 2
+        assert done.stderr.count("warning: finetune.compile: the compiler fails (") == 1
 
 
 def arguments(kernel: str, tokens: int, dtype: torch.dtype) -> tuple[Any, ...]:

@@ -179,7 +179,7 @@ def test_fused_layers_go_on_as_well(
 ) -> None:
     """Some of their weights lie transposed in memory, and with them all that the optimizer keeps."""
     monkeypatch.setattr(kernels, "can_compile", lambda: True)
-    monkeypatch.setattr(kernels, "use_compiled", lambda wanted: None)
+    monkeypatch.setattr(kernels, "use_compiled", lambda wanted, required: None)
     changes: dict[str, Any] = {"dtype": dtype, "early_stopping": False, "compile": "auto", "save_every": 5}
     training = make_training(tiny_llama, tmp_path / "state", **changes)
     assert training.ways.fused
