@@ -90,16 +90,21 @@ def estimate(
 
 
 def _kept(
-    num_weights: int, trained: list[int], settings: FinetuneParams, dtype: torch.dtype, ways: Ways, ranks: Ranks
+    num_weights: int,
+    trained: list[int],
+    settings: FinetuneParams,
+    dtype: torch.dtype,
+    device: torch.device,
+    ranks: Ranks,
 ) -> int:
     """Bytes of weights, their gradients and the optimizer's state, which stay from step to step."""
-    size = 0.5 if settings.method == "qlora" else dtype.itemsize
     per_trained = bytes_per_weight(settings.optimizer)
-    if ways.sharded:  # float32 weights are their own masters
+    if settings.sharding == "fsdp" and ranks.world > 1:  # float32 weights are their own masters
         return int((4 * (num_weights - sum(trained)) + per_trained * sum(trained)) / ranks.world)
     per_trained -= 4 if dtype == torch.float32 else 0  # the same; others have their masters beside them
-    best = sum(trained) * dtype.itemsize
-    return int(num_weights * size + per_trained * sum(trained) + best)
+    best = dtype.itemsize if device.type == "cpu" else 0  # where the best weights are kept
+    size = 0.5 if settings.method == "qlora" else dtype.itemsize
+    return int(num_weights * size + (per_trained + best) * sum(trained))
 
 
 def _passing(
