@@ -79,10 +79,9 @@ def estimate(
     if settings.method != "full":
         add_adapters(outline, settings)
     trained = [p.numel() for p in outline.parameters() if p.requires_grad]
-    memory = _kept(num_weights, trained, settings, dtype, ways, ranks) + _passing(
-        outline, settings, data[0], dtype, ways
-    )
     training, validation = data
+    memory = _kept(num_weights, sum(trained), settings, dtype, device, ranks.world if ways.sharded else 1)
+    memory += _passing(outline, settings, training, dtype, ways)
     seen = (training.example != NO_EXAMPLE).sum() * settings.epochs * (8 if settings.gradient_checkpointing else 6)
     seen += (validation.example != NO_EXAMPLE).sum() * (settings.epochs * settings.validations_per_epoch + 1) * 2
     rate = matrix_rate(device, dtype) * FRACTION_OF_RATE[ways.fused] * ranks.world
@@ -90,21 +89,16 @@ def estimate(
 
 
 def _kept(
-    num_weights: int,
-    trained: list[int],
-    settings: FinetuneParams,
-    dtype: torch.dtype,
-    device: torch.device,
-    ranks: Ranks,
+    num_weights: int, trained: int, settings: FinetuneParams, dtype: torch.dtype, device: torch.device, shards: int
 ) -> int:
     """Bytes of weights, their gradients and the optimizer's state, which stay from step to step."""
     per_trained = bytes_per_weight(settings.optimizer)
-    if settings.sharding == "fsdp" and ranks.world > 1:  # float32 weights are their own masters
-        return int((4 * (num_weights - sum(trained)) + per_trained * sum(trained)) / ranks.world)
+    if shards > 1:  # float32 weights are their own masters
+        return (4 * (num_weights - trained) + per_trained * trained) // shards
     per_trained -= 4 if dtype == torch.float32 else 0  # the same; others have their masters beside them
     best = dtype.itemsize if device.type == "cpu" else 0  # where the best weights are kept
     size = 0.5 if settings.method == "qlora" else dtype.itemsize
-    return int(num_weights * size + (per_trained + best) * sum(trained))
+    return int(num_weights * size + (per_trained + best) * trained)
 
 
 def _passing(

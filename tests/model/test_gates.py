@@ -88,10 +88,10 @@ def test_the_parameters_that_are_trained(tiny_llama: Path) -> None:
 def test_what_stays_is_weights_gradients_and_moments(optimizer: str, tensors: int) -> None:
     """Of a thousand float32 weights: themselves, the best ones, gradients, moments."""
     chosen = settings(optimizer=optimizer)
-    assert gates._kept(1000, [1000], chosen, torch.float32, CPU, ALONE) == 4000 * tensors
-    on_gpu = gates._kept(1000, [1000], chosen, torch.float32, torch.device("cuda"), ALONE)
+    assert gates._kept(1000, 1000, chosen, torch.float32, CPU, 1) == 4000 * tensors
+    on_gpu = gates._kept(1000, 1000, chosen, torch.float32, torch.device("cuda"), 1)
     assert on_gpu == 4000 * (tensors - 1), "the best ones wait on the CPU"
-    in_half = gates._kept(1000, [1000], chosen, torch.bfloat16, CPU, ALONE)
+    in_half = gates._kept(1000, 1000, chosen, torch.bfloat16, CPU, 1)
     assert in_half == 2000 * 2 + 4000 * (tensors - 1), "bfloat16 ones have masters beside them"
 
 
