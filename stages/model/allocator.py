@@ -2,6 +2,7 @@
 
 import ctypes
 import mmap
+import os
 import sys
 
 # malloc.h
@@ -15,6 +16,8 @@ def keep_freed_memory(expected: int = 0) -> None:
 
     The first `expected` bytes are asked for in huge pages: a hundredth of the page faults.
     """
+    # Every step has shapes of its own; the products that oneDNN keeps for old ones would cut the heap to pieces.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if libc is None or not hasattr(libc, "mallopt"):
         return

@@ -57,7 +57,7 @@ def _kernel(function: Function) -> Function:
         except torch._dynamo.exc.BackendCompilerFailed as error:  # before anything has run
             reason = (str(error).strip().splitlines() or [""])[0][:120]
             if _state["required"]:
-                raise UserError(f"params.yaml: finetune.compile: the compiler fails ({reason}); set it to auto") from None
+                raise UserError(f"params.yaml: finetune.compile: the compiler fails ({reason}); take auto") from None
             say(f"warning: finetune.compile: the compiler fails ({reason}); training goes on without it, more slowly")
             use_compiled(False)
             return function(*arguments)
