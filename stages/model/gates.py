@@ -27,8 +27,8 @@ ASIDE = 900 << 20
 """Bytes of a process that has imported and compiled everything and holds nothing."""
 
 FRAGMENTED = {"cpu": 1.4, "cuda": 1.1}
-"""What tensors of many sizes that come and go take, as a multiple of their own: on a CPU after two epochs of the default
-model, where it no longer grew; on a GPU a guess."""
+"""What tensors of many sizes that come and go take, as a multiple of their own: on a CPU as measured over two epochs of
+the default model; on a GPU a guess."""
 
 STATES_KEPT = {True: (4, 4), False: (15, 6)}
 """Tensors of the hidden size, and of the MLP's size, that a layer keeps of each token for the backward pass: with fused
