@@ -1,7 +1,7 @@
 # make repro   set up and run the pipeline on the shipped data and the default model
 # make test    set up and run every check
 # make ui      the MLflow UI on http://127.0.0.1:5000
-# make bench   time our stages against TRL and others (an hour); SCALE=1: also by size, to 1,000,000 rows
+# make bench   time our stages against TRL and others (long: training alone takes 25 minutes); SCALE=1: also by size, to 1,000,000 rows
 # make lock    resolve the dependencies of pyproject.toml anew into requirements.lock
 
 SHELL := bash

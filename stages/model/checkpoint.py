@@ -59,7 +59,8 @@ def outline_of(folder: Path) -> PreTrainedModel:
     """
     try:
         with torch.device("meta"):
-            return cast(PreTrainedModel, AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)))
+            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            return cast(PreTrainedModel, AutoModelForCausalLM.from_config(config))
     except (OSError, ValueError, KeyError) as error:
         raise _unreadable(folder, error) from None
 

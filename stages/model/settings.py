@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from stages.pipeline.params import Number, Params, Whole
 
@@ -10,6 +10,9 @@ OptimizerName = Literal[
     "AdamW", "Adam", "NAdam", "RAdam", "Adamax", "Adafactor", "Adagrad", "Adadelta", "RMSprop", "Rprop", "SGD", "ASGD"
 ]
 """Of torch.optim: all that take dense gradients of any shape and need no second look at the loss."""
+
+_ANY_RATE = ("SGD", "ASGD", "Adadelta")
+"""Those that multiply the rate by a gradient of any size; a step of the others is about as long as the rate itself."""
 
 
 class FinetuneParams(Params):
@@ -78,6 +81,14 @@ class FinetuneParams(Params):
     """fsdp: each process holds a part of the weights."""
     seed: Whole = Field(ge=0)
     """Of the order of rows, dropout and noise."""
+
+    @field_validator("learning_rate")
+    @classmethod
+    def _is_no_slip(cls, rate: float, info: ValidationInfo) -> float:
+        optimizer = info.data.get("optimizer")
+        if rate >= 1 and optimizer not in _ANY_RATE:  # a lost minus, as in 2e4
+            raise ValueError(f"input should be less than 1 with {optimizer}")
+        return rate
 
     @field_validator("compile", mode="before")
     @classmethod

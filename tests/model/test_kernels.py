@@ -147,6 +147,7 @@ print(kernels.zero_where(torch.ones(2, 2), torch.tensor([True, False])).tolist()
 """
 
 
+@pytest.mark.skipif(not kernels.can_compile(), reason="no C++ compiler")
 @pytest.mark.parametrize("required", [False, True])
 def test_a_compiler_that_fails_costs_a_warning_unless_it_is_required(required: bool, tmp_path: Path) -> None:
     """It says its version, and that is all it can."""

@@ -117,6 +117,8 @@ def test_a_mistyped_value_is_refused(tmp_path: Path, kind: type[Params], name: s
     [
         (FinetuneParams, "learning_rate", "-2e-4"),
         (FinetuneParams, "learning_rate", "0"),
+        (FinetuneParams, "learning_rate", "1"),
+        (FinetuneParams, "learning_rate", "2e4"),
         (FinetuneParams, "warmup_fraction", "1"),
         (FinetuneParams, "epochs", "0"),
         (FinetuneParams, "batch_size", "0"),
@@ -160,6 +162,11 @@ def test_a_number_that_is_none_is_refused(tmp_path: Path, name: str, text: str) 
     path = with_line(tmp_path, "finetune", name, text)
     with pytest.raises(UserError, match=rf"^{path}: finetune\.{name}: input should be .*, got "):
         FinetuneParams.load(path)
+
+
+def test_a_rate_of_1_is_for_optimizers_that_multiply_it_by_the_gradient(tmp_path: Path) -> None:
+    path = changed(tmp_path, "finetune", optimizer="SGD", learning_rate=1.0)
+    assert FinetuneParams.load(path).learning_rate == 1.0
 
 
 @pytest.mark.parametrize("text", ["1e-5", "1.0e-5", "0.00001", "'1e-5'"])
