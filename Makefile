@@ -1,12 +1,13 @@
 # make repro   set up and run the pipeline on the shipped data and the default model
 # make test    set up and run every check
+# make chat    talk with the fine-tuned model; /base compares with the base model
 # make ui      the MLflow UI on http://127.0.0.1:5000
 # make bench   time our stages against TRL and others (long: training alone takes 25 minutes); SCALE=1: also by size, to 1,000,000 rows
 # make lock    resolve the dependencies of pyproject.toml anew into requirements.lock
 
 SHELL := bash
 .DELETE_ON_ERROR:
-.PHONY: setup repro test ui bench lock
+.PHONY: setup repro test chat ui bench lock
 BIN := .venv/bin
 # Stages are started as `python`: the environment's must come first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -29,6 +30,9 @@ test: setup
 	ruff format --check .
 	mypy
 	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile
+
+chat: setup
+	@python -m stages.generate chat
 
 ui: setup
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true \

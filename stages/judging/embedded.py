@@ -1,18 +1,15 @@
 """The judge in process: agreement with the reference, and a language model's likelihood. Deterministic, no network."""
 
-import difflib
-import re
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from stages.instructions.templates import Segment
-from stages.judging.reference_metrics import normalize, token_f1
 from stages.judging.responses import Response
+from stages.judging.signals import LEXICAL
+from stages.judging.verdicts import Preference, Usage, Verdict
 from stages.model import attention
 from stages.model.checkpoint import load_model, pick_device, pick_dtype
 from stages.model.validation import label_losses
@@ -22,22 +19,16 @@ from stages.tokens.labels import label
 from stages.tokens.packing import pack
 from stages.tokens.tokenizer import Tokenizer
 
-SIGNALS = ("word_similarity", "token_f1", "numbers", "no_new_words", "likelihood")
+SIGNALS = (*LEXICAL, "likelihood")
 
 WEIGHTS = Path(__file__).with_name("embedded_weights.json")
 """Weight of each signal, written by `python -m stages.judge calibrate`."""
 
 MAX_TOKENS = 512
-"""Of instruction, reference and answer together; longer answers are judged by their beginning."""
+"""Of instruction, answer and reference together."""
 
-
-class Verdict(NamedTuple):
-    """A judge's word on one answer."""
-
-    score: float | None
-    """0 (wrong) to 100 (as good as the reference); None: the judge gave none that could be read."""
-    signals: dict[str, float]
-    """What it rests on, each 0 to 1."""
+MAX_CHARACTERS = 600
+"""What the likelihood takes of each of the three, so that ordinary text fits into MAX_TOKENS; the rest is left out."""
 
 
 class EmbeddedJudge:
@@ -49,68 +40,60 @@ class EmbeddedJudge:
         """`model` is the folder of the language model that gives likelihoods: the base model, never the judged one."""
         self._weights = read_json(WEIGHTS)
         self._model = model
+        self._given: dict[tuple[str, ...], Verdict] = {}
 
-    def judge(self, rows: Sequence[Response], answers: Sequence[str]) -> list[Verdict]:
-        """A verdict on each answer to the row beside it."""
+    def grade(self, rows: Sequence[Response], answers: Sequence[str], *, repeat: int = 0) -> list[Verdict]:
+        """A verdict on each answer to the row beside it; each pair is computed once, but anew for another `repeat`."""
+        keys = [(row.instruction, row.input, row.reference, answer) for row, answer in zip(rows, answers, strict=True)]
+        given = {} if repeat else self._given
+        new = {key: at for at, key in enumerate(keys) if key not in given}
+        if new:
+            verdicts = self._judge([rows[at] for at in new.values()], [answers[at] for at in new.values()])
+            given |= zip(new, verdicts, strict=True)
+        return [given[key] for key in keys]
+
+    def compare(self, rows: Sequence[Response], first: Sequence[str], second: Sequence[str]) -> list[Preference]:
+        """The answer with the higher score is the better one, in whichever order they are shown."""
+        verdicts = self.grade([*rows, *rows], [*first, *second])
+        return [_prefer(*pair) for pair in zip(verdicts[: len(rows)], verdicts[len(rows) :], strict=True)]
+
+    def usage(self) -> Usage:
+        """Nothing: no call leaves the process."""
+        return Usage()
+
+    def _judge(self, rows: Sequence[Response], answers: Sequence[str]) -> list[Verdict]:
         signals = measure(rows, answers, self._model)
-        weights = np.array([self._weights[name] for name in SIGNALS])
-        scores = np.clip(signals @ weights, 0, 1) * 100
-        empty = np.array([not answer.strip() for answer in answers])
-        return [
-            Verdict(round(0.0 if blank else float(score), 4), dict(zip(SIGNALS, map(float, values), strict=True)))
-            for score, values, blank in zip(scores, signals, empty, strict=True)
-        ]
+        scores = np.clip(signals @ np.array([self._weights[name] for name in SIGNALS]), 0, 1) * 100
+        verdicts = []
+        for row, answer, score, values in zip(rows, answers, scores, signals, strict=True):
+            if not answer.strip():
+                score = 0.0
+            elif answer.strip() == row.reference.strip():
+                score = 100.0
+            named = {name: round(float(value), 4) for name, value in zip(SIGNALS, values, strict=True)}
+            reply = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in named.items())
+            verdicts.append(Verdict(round(float(score), 4), named, reply))
+        return verdicts
+
+
+def _prefer(first: Verdict, second: Verdict) -> Preference:
+    ours, theirs = first.score or 0.0, second.score or 0.0
+    winner = 1.0 if ours > theirs else 0.0 if ours < theirs else 0.5
+    return Preference(winner, winner, f"{ours:.1f} against {theirs:.1f}")
 
 
 def measure(rows: Sequence[Response], answers: Sequence[str], model: Path) -> np.ndarray:
     """Signals of each answer, float64 (answer, signal), each 0 to 1, in the order of SIGNALS."""
-    lexical = [
-        (
-            word_similarity(answer, row.reference),
-            token_f1(answer, row.reference),
-            number_agreement(answer, row.reference),
-            no_new_words(answer, row),
-        )
-        for row, answer in zip(rows, answers, strict=True)
-    ]
+    lexical = [[signal(answer, row) for signal in LEXICAL.values()] for row, answer in zip(rows, answers, strict=True)]
     return np.column_stack([np.array(lexical), likelihoods(rows, answers, model)])
 
 
-def word_similarity(answer: str, reference: str) -> float:
-    """Ratio of matching words in sequence (difflib.SequenceMatcher.ratio over normalized words)."""
-    return difflib.SequenceMatcher(
-        None, normalize(answer).split(), normalize(reference).split(), autojunk=False
-    ).ratio()
-
-
-def number_agreement(answer: str, reference: str) -> float:
-    """Shared numbers over all numbers of both, counted with repetition; 1 where neither has any.
-
-    >>> number_agreement("about 3,000 of 4", "3000 of 5")
-    0.3333333333333333
-    """
-    ours, theirs = (_numbers(text) for text in (answer, reference))
-    total = sum((ours | theirs).values())
-    return sum((ours & theirs).values()) / total if total else 1.0
-
-
-def _numbers(text: str) -> Counter[str]:
-    """Numbers written in digits, thousands commas taken out."""
-    return Counter(re.findall(r"\d+(?:[.,]\d+)*", re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)))
-
-
-def no_new_words(answer: str, row: Response) -> float:
-    """Share of the answer's words that stand in reference, instruction or input; 0 for an answer without words."""
-    words = normalize(answer).split()
-    known = set(normalize(f"{row.reference} {row.instruction} {row.input}").split())
-    return sum(word in known for word in words) / len(words) if words else 0.0
-
-
 def likelihoods(rows: Sequence[Response], answers: Sequence[str], folder: Path) -> np.ndarray:
-    """Geometric mean probability of the answer's tokens given instruction and reference, float64 (answer,).
+    """Geometric mean probability of the reference's tokens given instruction and answer, float64 (answer,).
 
-    After GPTScore (arXiv 2302.04166) with the reference in the condition, as in BARTScore's ref -> hypo (arXiv
-    2106.11520).
+    GPTScore (arXiv 2302.04166) turned round, as in BARTScore's hypo -> ref, which it calls recall (arXiv 2106.11520):
+    the probability of the answer itself would be high for whatever the judged model's relatives write. 0 for an empty
+    answer, and where there is no room for the reference.
     """
     tokenizer = Tokenizer(folder)
     asked = [at for at, answer in enumerate(answers) if answer.strip()]
@@ -129,5 +112,8 @@ def likelihoods(rows: Sequence[Response], answers: Sequence[str], folder: Path) 
 
 
 def _restated(row: Response, answer: str) -> list[Segment]:
-    question = f"Question: {row.instruction}\n{row.input}\nAnswer: {row.reference}\nThe same answer: "
-    return [Segment("user", question), Segment("response", answer)]
+    question, said, wanted = (
+        text[:MAX_CHARACTERS] for text in (f"{row.instruction}\n{row.input}", answer, row.reference)
+    )
+    prompt = f"Question: {question}\nAnswer: {said}\nThe same answer: "
+    return [Segment("user", prompt), Segment("response", wanted)]

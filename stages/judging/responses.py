@@ -20,6 +20,8 @@ SCHEMA = pa.schema(
         pa.field("finish_reason", pa.string(), nullable=False),
         pa.field("base_response", pa.string(), nullable=False),
         pa.field("base_finish_reason", pa.string(), nullable=False),
+        pa.field("samples", pa.list_(pa.string()), nullable=False),
+        pa.field("base_samples", pa.list_(pa.string()), nullable=False),
     ]
 )
 
@@ -37,10 +39,13 @@ class Response(NamedTuple):
     response: str
     """The fine-tuned model's."""
     finish_reason: str
-    """stop: the model ended it; length: it was cut."""
+    """stop: the model ended it; length: it was cut; refused: an endpoint would not answer."""
     base_response: str
     """The base model's."""
     base_finish_reason: str
+    samples: Sequence[str] = ()
+    """All answers that were drawn, where several are wanted; `response` is the first."""
+    base_samples: Sequence[str] = ()
 
 
 def write_responses(path: Path, responses: Sequence[Response], about: dict[str, Any]) -> None:

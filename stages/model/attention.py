@@ -94,7 +94,7 @@ class _OutOfSlots(torch.autograd.Function):
         return gradient.masked_fill_(ctx.blocks.repeats[:, None, None], 0.0), None
 
 
-def _packed_attention(
+def packed_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -162,5 +162,5 @@ def _no_mask(*_: Any, **__: Any) -> None:
     """Blocks say it all."""
 
 
-AttentionInterface.register(NAME, _packed_attention)
+AttentionInterface.register(NAME, packed_attention)
 AttentionMaskInterface.register(NAME, _no_mask)

@@ -1,10 +1,33 @@
-"""Answers to many prompts: sorted by length, decoded in batches with a KV cache."""
+"""Answers by transformers' own `generate`, which knows every model: what stages/model/engine.py is held against."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
+
+
+class Decoding(NamedTuple):
+    """How answers are decoded."""
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    """0: the likeliest token every time."""
+    top_k: int = 0
+    """Draws are from so many likeliest tokens; 0: from all."""
+    top_p: float = 1.0
+    """Draws are from the likeliest tokens up to this probability mass."""
+    repetition_penalty: float = 1.0
+    """Logits of tokens that have come are divided by it where positive, multiplied where negative; 1: none."""
+
+
+class Job(NamedTuple):
+    """One answer to write."""
+
+    prompt: Sequence[int]
+    """Token ids."""
+    seed: int = 0
+    """Of its draws, where there are any."""
 
 
 class Completion(NamedTuple):
@@ -16,55 +39,61 @@ class Completion(NamedTuple):
     """stop: an end-of-text token came; length: max_new_tokens did."""
 
 
+OnAnswer = Callable[[int, Completion], None]
+"""Hears of each answer as it ends, by the number of its job."""
+
+
 @torch.no_grad()
 def complete(
     model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
+    jobs: Sequence[Job],
     *,
-    end_of_text: int,
-    max_new_tokens: int,
+    ends: Collection[int],
+    how: Decoding,
     batch_size: int,
-    temperature: float,
-    top_p: float,
-    seed: int,
-    on_batch: Callable[[int], None],
-) -> list[Completion]:
-    """Complete every prompt (token ids), in the order given; `on_batch` hears how many a batch has finished.
+    on_answer: OnAnswer,
+    on_step: Callable[[], None] = lambda: None,
+) -> None:
+    """Answer every job; `ends` are the tokens that end an answer, `on_step` is called between batches.
 
-    Longest first, so that the largest batch comes first and a lack of memory shows at once.
+    Longest first, so that a lack of memory shows at once. Draws come one answer at a time, each from its own seed.
     """
-    torch.manual_seed(seed)
     model.eval()
-    ends = _end_tokens(model, end_of_text)
-    sampling = (
-        {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {"do_sample": False}
-    )
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        eos_token_id=sorted(ends),
-        pad_token_id=end_of_text,
-        **cast(dict[str, Any], sampling),
-    )
-    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-    done: dict[int, Completion] = {}
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        width = len(prompts[chosen[0]])
-        padded = [[end_of_text] * (width - len(prompts[i])) + list(prompts[i]) for i in chosen]
-        mask = [[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in chosen]
+    config = _config(how, ends)
+    size = batch_size if how.temperature == 0 else 1
+    order = sorted(range(len(jobs)), key=lambda at: (-len(jobs[at].prompt), at))
+    for start in range(0, len(order), size):
+        on_step()
+        chosen = order[start : start + size]
+        width = len(jobs[chosen[0]].prompt)
+        filler = min(ends)
+        padded = [[filler] * (width - len(jobs[at].prompt)) + list(jobs[at].prompt) for at in chosen]
+        mask = [[0] * (width - len(jobs[at].prompt)) + [1] * len(jobs[at].prompt) for at in chosen]
+        torch.manual_seed(jobs[chosen[0]].seed)
         output = cast(Any, model).generate(
             input_ids=torch.tensor(padded, device=model.device),
             attention_mask=torch.tensor(mask, device=model.device),
             generation_config=config,
         )
-        for i, tokens in zip(chosen, output[:, width:].tolist(), strict=True):
+        for at, tokens in zip(chosen, output[:, width:].tolist(), strict=True):
             stop = next((at for at, token in enumerate(tokens) if token in ends), None)
-            done[i] = Completion(tokens[:stop], "length" if stop is None else "stop")
-        on_batch(len(chosen))
-    return [done[i] for i in range(len(prompts))]
+            on_answer(at, Completion(tokens[:stop], "length" if stop is None else "stop"))
 
 
-def _end_tokens(model: PreTrainedModel, end_of_text: int) -> set[int]:
+def _config(how: Decoding, ends: Collection[int]) -> GenerationConfig:
+    sampling: dict[str, Any] = {"do_sample": False}
+    if how.temperature > 0:
+        sampling = {"do_sample": True, "temperature": how.temperature, "top_k": how.top_k, "top_p": how.top_p}
+    return GenerationConfig(
+        max_new_tokens=how.max_new_tokens,
+        repetition_penalty=how.repetition_penalty,
+        eos_token_id=sorted(ends),
+        pad_token_id=min(ends),
+        **sampling,
+    )
+
+
+def end_tokens(model: PreTrainedModel, end_of_text: int) -> frozenset[int]:
     """The tokenizer's end-of-text, and what the model's own generation_config ends on."""
     own = getattr(model.generation_config, "eos_token_id", None)
-    return {end_of_text, *(own if isinstance(own, list) else [] if own is None else [own])}
+    return frozenset({end_of_text, *(own if isinstance(own, list) else [] if own is None else [own])})

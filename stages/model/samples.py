@@ -8,7 +8,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from stages.model import attention
-from stages.model.decoding import complete
+from stages.model.decoding import Completion, Decoding, Job, complete, end_tokens
 from stages.tokens.arrays import TokenArrays
 from stages.tokens.tokenizer import Tokenizer
 
@@ -43,20 +43,22 @@ def answer_samples(
 ) -> list[str]:
     """Greedy answers, as text of one line each."""
     was_training = model.training
+    texts = [""] * len(samples)
+
+    def on_answer(at: int, completion: Completion) -> None:
+        texts[at] = " ".join(tokenizer.decode(completion.token_ids).split())
+
     with _plain_attention(model):
-        completions = complete(
+        complete(
             model,
-            [sample.prompt for sample in samples],
-            end_of_text=tokenizer.end_of_text,
-            max_new_tokens=max_new_tokens,
+            [Job(sample.prompt) for sample in samples],
+            ends=end_tokens(model, tokenizer.end_of_text),
+            how=Decoding(max_new_tokens),
             batch_size=8,
-            temperature=0.0,
-            top_p=1.0,
-            seed=0,
-            on_batch=lambda _: None,
+            on_answer=on_answer,
         )
     model.train(was_training)
-    return [" ".join(tokenizer.decode(completion.token_ids).split()) for completion in completions]
+    return texts
 
 
 @contextmanager

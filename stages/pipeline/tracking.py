@@ -236,3 +236,26 @@ class JudgeRun(Mirror):
                 mlflow.MlflowClient().log_metric(found[0].info.run_id, "judge_score", float(summary["score"]))
 
         self._try(write)
+
+    def log_reviews(self, responses: Path, figures: Mapping[str, float], file: Path) -> None:
+        """People's reviews: figures and their file, into the latest run that judged these responses."""
+
+        def write() -> None:
+            _settings_for_a_mirror()
+            import mlflow
+
+            _open_experiment()
+            tags = _tags("judge", {"responses": responses})
+            own = " and ".join(f"tags.`{name}` = '{tags[name]}'" for name in ("kind", "data.responses"))
+            found = mlflow.search_runs(
+                filter_string=own, order_by=["attributes.start_time DESC"], max_results=1, output_format="list"
+            )
+            if not found:
+                say("warning: MLflow has no run that judged these responses; the figures are in the file alone")
+                return
+            client, run_id = mlflow.MlflowClient(), found[0].info.run_id
+            for name, value in _numbers(figures).items():
+                client.log_metric(run_id, name, value)
+            client.log_artifact(run_id, str(file))
+
+        self._try(write)

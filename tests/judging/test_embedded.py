@@ -1,6 +1,7 @@
-"""The embedded judge: its signals worked out by hand, and its verdicts with a tiny model."""
+"""The embedded judge: its likelihoods, and its verdicts with a tiny model."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from stages.judging import embedded
-from stages.judging.embedded import (
-    SIGNALS,
-    EmbeddedJudge,
-    likelihoods,
-    measure,
-    no_new_words,
-    number_agreement,
-    word_similarity,
-)
+from stages.judging.corruption import INJECTION
+from stages.judging.embedded import SIGNALS, EmbeddedJudge, likelihoods, measure
+from stages.judging.responses import Response
+from stages.judging.verdicts import Usage
 from stages.tokens.tokenizer import Tokenizer
 from tests.judging.making import make_response
 
@@ -52,59 +48,12 @@ def single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded, "pick_dtype", lambda *_: torch.float32)
 
 
-@pytest.mark.parametrize(
-    ("answer", "reference", "expected"),
-    [
-        ("Red, green.", "the red green", 1.0),
-        ("green red", "red green", 0.5),  # one word matches in order: 2 * 1 / (2 + 2)
-        ("red blue green", "red green", 0.8),
-        ("red", "blue", 0.0),
-        ("", "red", 0.0),
-        ("red" + " very" * 300, "blue" + " very" * 300, 600 / 602),  # no word is too frequent to count
-    ],
-)
-def test_word_similarity(answer: str, reference: str, expected: float) -> None:
-    assert word_similarity(answer, reference) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
-    ("answer", "reference", "expected"),
-    [
-        ("3 apples", "It is 3.", 1.0),
-        ("3 and 4", "4 and 5", 1 / 3),
-        ("3", "3 and 3", 0.5),
-        ("3.5", "35", 0.0),
-        ("1,250 m", "It is 1,250.", 1.0),
-        ("none", "no number", 1.0),
-        ("none", "7", 0.0),
-        ("7", "none", 0.0),
-    ],
-)
-def test_number_agreement(answer: str, reference: str, expected: float) -> None:
-    assert number_agreement(answer, reference) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
-    ("answer", "expected"),
-    [
-        ("Two small moons", 1.0),
-        ("How many planet?", 1.0),  # instruction and input are known as well
-        ("Mars has a thousand moons", 0.75),  # the article is not a word here
-        ("Jupiter", 0.0),
-        ("", 0.0),
-        ("...", 0.0),
-    ],
-)
-def test_no_new_words(answer: str, expected: float) -> None:
-    assert no_new_words(answer, ROW) == pytest.approx(expected)
-
-
 def test_signals_of_the_reference_itself(tiny_llama: Path) -> None:
     signals = measure([ROW] * len(ANSWERS), ANSWERS, tiny_llama)
     assert signals.shape == (len(ANSWERS), len(SIGNALS))
     assert signals.min() >= 0
     assert signals.max() <= 1
-    assert signals[0, :4] == pytest.approx(1)
+    assert signals[0, :-1] == pytest.approx(1)
 
 
 @pytest.mark.usefixtures("single_precision")
@@ -114,9 +63,9 @@ def test_likelihood_is_the_models_own(decided_llama: Path) -> None:
     found = likelihoods([ROW] * len(answers), answers, decided_llama)
     tokenizer = Tokenizer(decided_llama)
     model = AutoModelForCausalLM.from_pretrained(decided_llama, dtype=torch.float32).eval()
-    prompt = tokenizer.encode(f"Question: {ROW.instruction}\n{ROW.input}\nAnswer: {ROW.reference}\nThe same answer: ")
+    response = [*tokenizer.encode(ROW.reference), tokenizer.end_of_text]
     for answer, value in zip(answers, found, strict=True):
-        response = [*tokenizer.encode(answer), tokenizer.end_of_text]
+        prompt = tokenizer.encode(f"Question: {ROW.instruction}\n{ROW.input}\nAnswer: {answer}\nThe same answer: ")
         with torch.no_grad():
             logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
         loss = torch.nn.functional.cross_entropy(logits, torch.tensor(response))
@@ -127,23 +76,87 @@ def test_nothing_has_no_likelihood(tiny_llama: Path) -> None:
     assert likelihoods([ROW, ROW], ["", " \n"], tiny_llama).tolist() == [0, 0]
 
 
-def test_the_reference_scores_highest_and_nothing_scores_0(tiny_llama: Path) -> None:
-    scores = [verdict.score for verdict in EmbeddedJudge(tiny_llama).judge([ROW] * len(ANSWERS), ANSWERS)]
-    assert all(score is not None and 0 <= score <= 100 for score in scores)
-    assert scores[0] == max(score for score in scores if score is not None)
-    assert scores.count(scores[0]) == 1
+def test_the_reference_scores_100_and_nothing_scores_0(tiny_llama: Path) -> None:
+    verdicts = EmbeddedJudge(tiny_llama).grade([ROW] * len(ANSWERS), ANSWERS)
+    scores = [verdict.score for verdict in verdicts]
+    assert scores[0] == 100
     assert scores[-2:] == [0, 0]
+    assert all(score is not None and 0 < score < 100 for score in scores[1:-2])
+    assert verdicts[1].reply.startswith("word similarity 0.89, ")
+
+
+def test_more_agreement_scores_higher(tiny_llama: Path) -> None:
+    """Same, another dress, one fact changed, another answer."""
+    answers = [
+        "Mars has two small moons.",
+        "Sure! Mars has 2 small moons",
+        "Mars has three small moons.",
+        "I like tea.",
+    ]
+    scores = [verdict.score or 0 for verdict in EmbeddedJudge(tiny_llama).grade([ROW] * 4, answers)]
+    assert scores == sorted(scores, reverse=True)
+    assert len(set(scores)) == 4
+
+
+def test_demands_for_full_marks_are_words_like_others(tiny_llama: Path) -> None:
+    judge = EmbeddedJudge(tiny_llama)
+    plain, injected = judge.grade([ROW] * 2, ["I like tea.", f"I like tea.\n\n{INJECTION}"])
+    assert plain.score is not None
+    assert injected.score is not None
+    assert injected.score < plain.score + 5
+
+
+def test_long_texts_are_judged(tiny_llama: Path) -> None:
+    long = "Mars has two small moons. " * 4000
+    row = make_response(long, instruction=long, input=long)
+    judge = EmbeddedJudge(tiny_llama)
+    whole, start, other = judge.grade([row] * 3, [long, long[:50_000], "word " * 20_000])
+    assert whole.score == 100
+    assert whole.score > (start.score or 0) > (other.score or 0)
+
+
+def test_an_answer_is_computed_once_unless_asked_anew(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[str] = []
+
+    def counted(rows: Sequence[Response], answers: Sequence[str], model: Path) -> np.ndarray:
+        computed.extend(answers)
+        return measure(rows, answers, model)
+
+    monkeypatch.setattr(embedded, "measure", counted)
+    judge = EmbeddedJudge(tiny_llama)
+    first = judge.grade([ROW] * 3, ["one", "two", "one"])
+    assert computed == ["one", "two"] or computed == ["two", "one"]
+    assert first[0] is first[2]
+    assert judge.grade([ROW._replace(id="another")], ["two"]) == [first[1]]
+    judge.compare([ROW], ["one"], ["two"])
+    assert len(computed) == 2
+    judge.grade([ROW._replace(reference="Else")], ["one"])
+    assert len(computed) == 3
+    again = judge.grade([ROW], ["one"], repeat=1)
+    assert len(computed) == 4
+    assert again[0].score == pytest.approx(first[0].score, abs=0.5)
+    judge.grade([ROW], ["one"])
+    assert len(computed) == 4
+    assert judge.usage() == Usage(0, 0, 0)
+
+
+def test_the_higher_score_is_preferred_in_both_orders(tiny_llama: Path) -> None:
+    judge = EmbeddedJudge(tiny_llama)
+    found = judge.compare([ROW] * 3, [ANSWERS[0], ANSWERS[4], ANSWERS[1]], [ANSWERS[4], ANSWERS[0], ANSWERS[1]])
+    assert [(p.forward, p.backward, p.winner) for p in found] == [(1, 1, 1), (0, 0, 0), (0.5, 0.5, 0.5)]
+    assert found[0].reply.startswith("100.0 against ")
+    assert judge.compare([], [], []) == []
 
 
 @pytest.mark.usefixtures("single_precision")
 def test_the_order_of_answers_does_not_matter(decided_llama: Path) -> None:
     rows = [make_response(f"It has {at} moons.", id=str(at)) for at in range(len(ANSWERS))]
+    forward = EmbeddedJudge(decided_llama).grade(rows, ANSWERS)
+    backward = EmbeddedJudge(decided_llama).grade(rows[::-1], ANSWERS[::-1])[::-1]
     judge = EmbeddedJudge(decided_llama)
-    forward = judge.judge(rows, ANSWERS)
-    backward = judge.judge(rows[::-1], ANSWERS[::-1])[::-1]
-    alone = [judge.judge([row], [answer])[0] for row, answer in zip(rows, ANSWERS, strict=True)]
+    alone = [judge.grade([row], [answer])[0] for row, answer in zip(rows, ANSWERS, strict=True)]
     assert len({verdict.score for verdict in forward}) > 3
     for other in (backward, alone):
         for ours, theirs in zip(forward, other, strict=True):
             assert ours.score == pytest.approx(theirs.score, abs=1e-3)
-            assert ours.signals == pytest.approx(theirs.signals, rel=1e-3)
+            assert ours.signals == pytest.approx(theirs.signals, rel=1e-3, abs=1e-4)

@@ -1,11 +1,13 @@
 """Exact match, token F1 and ROUGE-L against values known or worked out by hand."""
 
 import string
+import time
 from collections.abc import Callable
 
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
 
 from stages.judging.reference_metrics import exact_match, normalize, rouge_l, token_f1
 
@@ -119,3 +121,17 @@ def test_response_and_reference_change_places(metric: Metric) -> None:
 def test_order_never_helps_rouge_beyond_the_shared_words(response: str, reference: str) -> None:
     assume(response and reference)
     assert exact_match(response, reference) <= rouge_l(response, reference) <= token_f1(response, reference) + 1e-9
+
+
+@given(st.text() | few_words, st.text() | few_words)
+def test_rouge_l_is_that_of_rouge_score(response: str, reference: str) -> None:
+    theirs = RougeScorer(["rougeL"], use_stemmer=False).score(reference, response)["rougeL"].fmeasure
+    assert rouge_l(response, reference) == pytest.approx(theirs)
+
+
+@pytest.mark.parametrize("metric", [exact_match, token_f1, rouge_l])
+def test_long_answers_take_no_longer_than_they_must(metric: Metric) -> None:
+    response, reference = "one two three. " * 6_667, "two three; four " * 6_250
+    started = time.process_time()
+    assert metric(response, reference) < 1
+    assert time.process_time() - started < 3  # about 0.1; rouge-score's own needs a table of 350 million cells

@@ -1,6 +1,9 @@
 """The review page, read as a browser would read it."""
 
+import base64
+import hashlib
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -58,12 +61,16 @@ def data_of(page: str) -> dict[str, Any]:
 
 
 def score_of(row: Response, score: float | None = 50.0) -> Scored:
-    return Scored(row.id, row.category, score, 40.0, None if score is None else 1.0, 0.0, 0.5, 0.5, 0.0, 0.25, 0.25)
+    figures: dict[str, Any] = dict.fromkeys(Scored._fields)
+    figures |= {"id": row.id, "category": row.category, "score": score, "base_score": 40.0, "rouge_l": 0.5}
+    return Scored(**figures | {"base_rouge_l": 0.25, "win": None if score is None else 1.0})
 
 
 def write(folder: Path, rows: list[Response], summary: dict[str, Any]) -> str:
     path = folder / "review.html"
-    write_review(path, rows, [score_of(row) for row in rows], summary)
+    scores = [score_of(row) for row in rows]
+    judges: dict[str, list[float | None]] = {"9": [row.score for row in scores], "4": [None for _ in rows]}
+    write_review(path, rows, scores, summary, judges=judges, responses_sha256="ab" * 32)
     return path.read_text(encoding="utf-8")
 
 
@@ -71,12 +78,30 @@ def test_every_row_is_there_with_its_scores(tmp_path: Path) -> None:
     rows = [make_response(id=str(at), response=f"Answer {at}.", category=None if at else "x") for at in range(25)]
     data = data_of(write(tmp_path, rows, {"score": 50.0, "judge_reliable": 1}))
     assert data["summary"] == {"score": 50.0, "judge_reliable": 1}
-    assert data["rows"] == [row._asdict() | score_of(row)._asdict() for row in rows]
+    wanted = [row._asdict() | score_of(row)._asdict() for row in rows]
+    assert data["rows"] == json.loads(json.dumps(wanted))  # a tuple comes back as a list
+    assert data["responses"] == "ab" * 32
+
+
+def test_judges_keep_their_order(tmp_path: Path) -> None:
+    data = data_of(write(tmp_path, [make_response()], {}))
+    assert data["judges"] == [{"name": "9", "scores": [50.0]}, {"name": "4", "scores": [None]}]
+
+
+def test_a_judge_with_too_few_scores_is_refused(tmp_path: Path) -> None:
+    row = make_response()
+    with pytest.raises(ValueError, match="judge gpt: 0 scores for 1 rows"):
+        write_review(tmp_path / "x", [row], [score_of(row)], {}, judges={"gpt": []}, responses_sha256="")
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
+    assert write(tmp_path, [make_response()], {"score": 1.0}) == write(tmp_path, [make_response()], {"score": 1.0})
 
 
 def test_an_invalid_verdict_is_null(tmp_path: Path) -> None:
     row = make_response()
-    write_review(tmp_path / "review.html", [row], [score_of(row, None)], {})
+    write_review(tmp_path / "review.html", [row], [score_of(row, None)], {}, judges={"it": [None]}, responses_sha256="")
     (found,) = data_of((tmp_path / "review.html").read_text(encoding="utf-8"))["rows"]
     assert found["score"] is None
     assert found["win"] is None
@@ -99,6 +124,21 @@ def test_no_text_can_end_the_data(tmp_path: Path, text: str, field: str) -> None
 def test_the_page_loads_nothing_from_elsewhere() -> None:
     page = PAGE.read_text(encoding="utf-8")
     assert page.count("__DATA__") == 1
-    assert not {"link", "img", "iframe"} & set(parse(page).tags)
-    assert "http" not in page
-    assert "innerHTML" not in page  # text of a model would become markup
+    assert not {"link", "img", "iframe", "object", "embed", "base"} & set(parse(page).tags)
+    assert "://" not in page
+    for way in ("innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval(", "Function("):
+        assert way not in page  # text of a model would become markup or script
+
+
+def test_the_policy_names_the_script_and_the_style_that_are_in_the_page(tmp_path: Path) -> None:
+    page = write(tmp_path, [make_response()], {})
+    assert "__POLICY__" not in page
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', page)
+    assert policy.startswith("default-src 'none'; ")
+    assert "unsafe" not in policy
+    for kind, text in (("script", parse(page).scripts[1][1]), ("style", page.split("<style>")[1].split("</style>")[0])):
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{kind}-src 'sha256-{digest}'" in policy
+    # An attribute would need a looser policy.
+    markup = PAGE.read_text(encoding="utf-8").split("<body>")[1].split("<script")[0]
+    assert not re.search(r"<[^>]*\s(style|on[a-z]+)=", markup)

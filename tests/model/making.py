@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from stages.model import attention
 from stages.model.checkpoint import load_model, make_deterministic
-from stages.model.decoding import complete
+from stages.model.decoding import Completion, Decoding, Job, complete, end_tokens
 from stages.model.history import History, LossRow
 from stages.model.optimizer import MasterWeights
 from stages.model.parallel import ALONE
@@ -85,18 +85,16 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
 
 def greedy(model: PreTrainedModel, prompts: list[list[int]], max_new_tokens: int, end_of_text: int) -> list[list[int]]:
     """Tokens of the answers, two prompts at a time."""
-    found = complete(
+    done: dict[int, Completion] = {}
+    complete(
         model,
-        prompts,
-        end_of_text=end_of_text,
-        max_new_tokens=max_new_tokens,
+        [Job(prompt) for prompt in prompts],
+        ends=end_tokens(model, end_of_text),
+        how=Decoding(max_new_tokens),
         batch_size=2,
-        temperature=0.0,
-        top_p=1.0,
-        seed=0,
-        on_batch=lambda finished: None,
+        on_answer=done.__setitem__,
     )
-    return [completion.token_ids for completion in found]
+    return [done[at].token_ids for at in range(len(prompts))]
 
 
 class Training(NamedTuple):

@@ -1,0 +1,51 @@
+"""Who judges, and against whom: from the parameters to judges and an opponent."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from stages.judging.embedded import EmbeddedJudge
+from stages.judging.endpoint_judge import EndpointJudge
+from stages.judging.responses import Response, read_responses
+from stages.judging.scoring import BASE, Opponent, base_of, opponent_of
+from stages.judging.verdicts import Judge
+from stages.model.calls import CallStore
+from stages.model.endpoint import EndpointParams
+from stages.pipeline.errors import UserError
+
+
+def make_judges(
+    names: Sequence[str],
+    endpoints: Mapping[str, EndpointParams],
+    base_model: Path,
+    scale: Literal["rubric", "percent"],
+    rubric: str,
+) -> list[Judge]:
+    """The judges by their names in params.yaml; those behind endpoints share one store of calls."""
+    store = CallStore()
+    return [
+        EndpointJudge(name, endpoints[name], store, scale=scale, rubric=rubric)
+        if name in endpoints
+        else EmbeddedJudge(base_model)
+        for name in names
+    ]
+
+
+def find_opponent(name: str, rows: Sequence[Response], folder: Path) -> Opponent | None:
+    """Whom `judge.pairwise` names: `base`, `none`, or a file of responses in `folder`.
+
+    Raises:
+        UserError: there is no such file, or it has answered none of these rows.
+    """
+    if name == "none":
+        return None
+    if name == BASE:
+        return base_of(rows)
+    path = folder / f"{name}.parquet"
+    known = [BASE, "none", *sorted(file.stem for file in folder.glob("*.parquet"))]
+    if name not in known:
+        raise UserError(
+            f"judge.pairwise: no responses called '{name}'; known: {', '.join(known)}; put another experiment's "
+            f"data/responses.parquet into {folder} as {name}.parquet"
+        )
+    return opponent_of(name, rows, read_responses(path)[0])
