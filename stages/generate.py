@@ -76,6 +76,7 @@ def main(
     stop = Stop()
     from stages.judging.answering import Answering, in_words, provenance, read_test_prompts, to_responses
     from stages.judging.responses import write_responses
+    from stages.model.allocator import keep_freed_memory
     from stages.model.answers import Writer
     from stages.model.calls import CallStore
     from stages.model.checkpoint import make_deterministic, pick_device, pick_dtype
@@ -83,6 +84,7 @@ def main(
     from stages.pipeline.progress import say
 
     prompts, template = read_test_prompts(test, checkpoint)
+    keep_freed_memory()
     make_deterministic(settings.seed)
     device = pick_device()
     engine: Literal["local", "vllm"] = "vllm" if settings.engine == "vllm" else "local"

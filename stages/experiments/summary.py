@@ -14,7 +14,7 @@ def summarize(split: Metrics, tokens: Metrics, finetuned: Metrics, judged: Metri
         f"Training     {finetuned['epochs_trained']:.2f} epochs; validation loss "
         f"{finetuned['first_validation_loss']:.3f} before, {finetuned['best_validation_loss']:.3f} at its best",
         f"Overfitting  {_onset(finetuned)}",
-        f"Score        {_with_interval(judged, 'score', 1)} of 100; base model {judged['base_score']:.1f}",
+        f"Score        {_score(judged)}",
         f"Win rate     {_with_interval(judged, 'win_rate', 2)} against the base model",
         f"ROUGE-L      {judged['rouge_l']:.3f}; base model {judged['base_rouge_l']:.3f}",
         f"Judge        {_trust(judged)}",
@@ -38,7 +38,14 @@ def _onset(finetuned: Metrics) -> str:
     )
 
 
+def _score(judged: Metrics) -> str:
+    base = f"; base model {judged['base_score']:.1f}" if "base_score" in judged else ""
+    return f"{_with_interval(judged, 'score', 1)} of 100{base}"
+
+
 def _with_interval(judged: Metrics, name: str, digits: int) -> str:
+    if name not in judged:
+        return "none: no verdict could be read"
     text = f"{judged[name]:.{digits}f}"
     if f"{name}_low" in judged:
         low, high = judged[f"{name}_low"], judged[f"{name}_high"]
@@ -47,7 +54,12 @@ def _with_interval(judged: Metrics, name: str, digits: int) -> str:
 
 
 def _trust(judged: Metrics) -> str:
-    text = f"tells good from corrupted answers with AUC {judged['judge_auc']:.2f}"
+    """What the judge's card says of it, its worst side too."""
+    text = judged["judge"]
+    if "judge_auc" in judged:
+        text += f", tells good from corrupted answers with AUC {judged['judge_auc']:.2f}"
+        hardest, worst = min(judged["judge_auc_by_corruption"].items(), key=lambda kind: kind[1])
+        text += f" ({hardest.replace('_', ' ')}: {worst:.2f})"
     if not judged["judge_reliable"]:
         text += ": it cannot be relied on, read the answers"
     if judged["invalid_fraction"] > 0:

@@ -89,25 +89,43 @@ def measure(rows: Sequence[Response], answers: Sequence[str], model: Path) -> np
 
 
 def likelihoods(rows: Sequence[Response], answers: Sequence[str], folder: Path) -> np.ndarray:
-    """Geometric mean probability of the reference's tokens given instruction and answer, float64 (answer,).
+    """How likely the answer makes the reference, against how likely the reference makes itself; float64 (answer,).
 
-    GPTScore (arXiv 2302.04166) turned round, as in BARTScore's hypo -> ref, which it calls recall (arXiv 2106.11520):
-    the probability of the answer itself would be high for whatever the judged model's relatives write. 0 for an empty
-    answer, and where there is no room for the reference.
+    The geometric mean probability of the reference's tokens given instruction and answer, over the same given
+    instruction and reference, at most 1. GPTScore (arXiv 2302.04166) turned round, as in BARTScore's hypo -> ref, which
+    it calls recall (arXiv 2106.11520): the probability of the answer itself is high for whatever a relative of the
+    model wrote. 0 for an empty answer, and where there is no room for the reference.
     """
-    tokenizer = Tokenizer(folder)
     asked = [at for at, answer in enumerate(answers) if answer.strip()]
-    examples = label((_restated(rows[at], answers[at]) for at in asked), tokenizer, MAX_TOKENS)
-    kept = [asked[at] for at in examples.kept]
-    probabilities = np.zeros(len(answers))
-    if kept:
+    own = {_question(rows[at]): rows[at] for at in asked}
+    given = [_restated(rows[at], answers[at]) for at in asked]
+    found = _mean_probabilities(given + [_restated(row, row.reference) for row in own.values()], folder)
+    of_itself = dict(zip(own, found[len(asked) :], strict=True))
+    relative = np.zeros(len(answers))
+    for at, value in zip(asked, found[: len(asked)], strict=True):
+        whole = of_itself[_question(rows[at])]
+        relative[at] = min(1.0, value / whole) if whole else 0.0
+    return relative
+
+
+def _question(row: Response) -> tuple[str, str, str]:
+    """All of a row that verdicts depend on."""
+    return row.instruction, row.input, row.reference
+
+
+def _mean_probabilities(examples_of: Sequence[Sequence[Segment]], folder: Path) -> np.ndarray:
+    """Geometric mean probability of the tokens of each response; float64 (example,), 0 where there was no room."""
+    probabilities = np.zeros(len(examples_of))
+    tokenizer = Tokenizer(folder)
+    examples = label(examples_of, tokenizer, MAX_TOKENS)
+    if len(examples.kept):
         device = pick_device()
         model = load_model(folder, pick_dtype("auto", device), device, attention=attention.NAME)
         row_of = pack(examples.lengths, MAX_TOKENS)
-        ids = [str(at) for at in kept]
+        ids = [str(at) for at in examples.kept]
         arrays = collate(examples, row_of, ids, end_of_text=tokenizer.end_of_text, mask_instruction=True)
         with torch.no_grad():
-            probabilities[kept] = np.exp(-label_losses(model, arrays, device))
+            probabilities[examples.kept] = np.exp(-label_losses(model, arrays, device))
     return probabilities
 
 

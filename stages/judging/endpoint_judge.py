@@ -75,7 +75,7 @@ class EndpointJudge:
         *,
         scale: Literal["rubric", "percent"],
         rubric: str,
-        pace: Pace,
+        pace: Pace | None = None,
     ) -> None:
         """`name` is the judge's in params.yaml; `rubric` says what each score from 1 to 5 means."""
         self.name = name

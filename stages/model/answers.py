@@ -13,8 +13,9 @@ from stages.model.calls import CallStore
 from stages.model.checkpoint import load_model
 from stages.model.decoding import Completion, Decoding, Job, OnAnswer, complete, end_tokens
 from stages.model.endpoint import content_key
-from stages.model.engine import Engine
+from stages.model.engine import TILE, Engine
 from stages.model.gates import free_memory
+from stages.model.prepacked import can_prepack, prepack
 from stages.model.slots import UnsupportedModelError, bytes_per_token
 from stages.model.state import fingerprint
 from stages.pipeline.errors import StoppedError, UserError
@@ -24,7 +25,7 @@ from stages.pipeline.stopping import Stop
 FREE_SHARE = 0.5
 """Of the memory that is free, for the keys and values of answers at work."""
 
-CODE = ("answers", "attention", "decoding", "engine", "sampling", "slots", "vllm_engine")
+CODE = ("answers", "attention", "decoding", "engine", "prepacked", "sampling", "slots", "vllm_engine")
 """Modules of this room whose change may change an answer."""
 
 
@@ -98,6 +99,8 @@ def _write(
     room = _room(model.config, jobs, writer.how)
     slots = int(free_memory(writer.device) * FREE_SHARE) // (bytes_per_token(model.config, writer.dtype) * room)
     batch_size = max(1, min(writer.batch_size, len(jobs), slots))
+    if can_prepack(writer.dtype, writer.device):
+        prepack(model, TILE)
     try:
         Engine(model, writer.how, ends, batch_size=batch_size, room=room).run(jobs, on_answer, on_step)
     except UnsupportedModelError as error:

@@ -31,11 +31,18 @@ QUICK_TRIES = 3
 
 
 def answered(
-    requests: Sequence[Request], endpoint: EndpointParams, store: CallStore, *, where: str, label: str, pace: Pace
+    requests: Sequence[Request],
+    endpoint: EndpointParams,
+    store: CallStore,
+    *,
+    where: str,
+    label: str,
+    pace: Pace | None = None,
 ) -> Answers:
     """An outcome for each request: from the store, else asked for and kept. Equal requests are asked once.
 
-    `where` is the endpoint's place in params.yaml, for messages; `label` is the bar's.
+    `where` is the endpoint's place in params.yaml, for messages; `label` is the bar's; `pace` is the endpoint's own
+    where none is given.
 
     Raises:
         UserError: calls could not be made; what was answered is kept.
@@ -58,7 +65,9 @@ def answered(
         if isinstance(outcome, Reply):  # a refusal may be another server's tomorrow: a longer context, a changed filter
             store.put(asked[at], outcome._asdict())
 
-    ask([waiting[key] for key in asked], endpoint, where=where, label=label, pace=pace, on_outcome=keep)
+    ask(
+        [waiting[key] for key in asked], endpoint, where=where, label=label, pace=pace or endpoint.pace, on_outcome=keep
+    )
     return Answers([known[key] for key in keys], len(asked), len(keys) - len(asked))
 
 

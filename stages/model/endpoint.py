@@ -39,6 +39,19 @@ class EndpointParams(BaseModel):
     """Name of the environment variable that holds the key; null: the endpoint wants none."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Further fields of every request (temperature, seed, max_tokens ...); null takes away what a stage would send."""
+    concurrency: int = Field(default=8, ge=1)
+    """Calls under way at once."""
+    requests_per_minute: float = Field(default=0, ge=0, allow_inf_nan=False)
+    """Their starts, spread evenly; 0: no limit."""
+    timeout: float = Field(default=120, gt=0, allow_inf_nan=False)
+    """Seconds for one call, from the connection to the last byte."""
+    retries: int = Field(default=6, ge=0)
+    """Further tries of a call that failed."""
+
+    @property
+    def pace(self) -> "Pace":
+        """How hard it is asked."""
+        return Pace(self.concurrency, self.requests_per_minute, self.timeout, self.retries)
 
     @model_validator(mode="before")
     @classmethod

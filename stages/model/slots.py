@@ -55,8 +55,8 @@ class Slots:
         self._blocks = None
         self._start, self._active = start, active
         used = self.used[start : start + active].to(self._device)
-        self._width = min(self.length, int(used.max() + WIDTH_STEP) // WIDTH_STEP * WIDTH_STEP)
         self._rows, self._at = torch.arange(start, start + active, device=self._device), used
+        self._width = min(self.length, int(used.max() + WIDTH_STEP) // WIDTH_STEP * WIDTH_STEP)
         self._seen = (torch.arange(self._width, device=self._device) <= used[:, None])[:, None, None]
 
     def move(self, source: int, target: int) -> None:
@@ -81,11 +81,11 @@ class Slots:
         keys, values = self._keys[layer], self._values[layer]
         keys[self._rows, :, self._at] = key[: self._active, :, 0]
         values[self._rows, :, self._at] = value[: self._active, :, 0]
-        stop = self._start + self._active
-        keys, values = (x[self._start : stop, :, : self._width] for x in (keys, values))
-        grouped = query[: self._active].unflatten(1, (keys.shape[1], -1)).squeeze(3)  # heads that share keys are rows
-        found = scaled_dot_product_attention(grouped, keys, values, attn_mask=self._seen, scale=scaling)
-        result = query.new_zeros(query.shape[0], 1, query.shape[1], query.shape[3])
+        near, far = self._start, self._start + self._active
+        keys, values = keys[near:far, :, : self._width], values[near:far, :, : self._width]
+        shared = query[: self._active].unflatten(1, (keys.shape[1], -1)).squeeze(3)  # heads that share keys are rows
+        found = scaled_dot_product_attention(shared, keys, values, attn_mask=self._seen, scale=scaling)
+        result = query.new_empty(query.shape[0], 1, query.shape[1], query.shape[3])
         result[: self._active, 0] = found.flatten(1, 2)
         return result
 

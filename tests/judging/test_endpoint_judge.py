@@ -110,7 +110,8 @@ def test_scores_are_read(text: str) -> None:
         "1. It is right.\n2. It is short.",
         "1) right",
         "4: right in nearly all",  # may be a line of the rubric
-        "1: wrong in all\n5: right in all",
+        "1: wrong in all\n2: right in all\n3: wrong in",  # said by SmolLM2-135M-Instruct
+        "The answer is 5.",  # the same; it is the answer, not a score
         "four",
         "٤",
         "４",  # noqa: RUF001

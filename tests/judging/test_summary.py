@@ -14,7 +14,14 @@ KNOBS: dict[str, Any] = {"confidence": 0.95, "resamples": 200, "seed": 1}
 values = st.lists(st.floats(0, 100), min_size=2, max_size=30)
 
 
-def scored(score: float | None, base_score: float | None, category: str | None = "colours", f1: float = 0.5) -> Scored:
+def scored(
+    score: float | None,
+    base_score: float | None,
+    category: str | None = "colours",
+    f1: float = 0.5,
+    words: int = 4,
+    opponent_win: float | None = None,
+) -> Scored:
     return Scored(
         id="0",
         category=category,
@@ -27,6 +34,8 @@ def scored(score: float | None, base_score: float | None, category: str | None =
         base_exact_match=1.0,
         base_token_f1=0.125,
         base_rouge_l=0.0,
+        words=words,
+        opponent_win=opponent_win,
     )
 
 
@@ -116,3 +125,22 @@ def test_the_same_seed_gives_the_same_figures() -> None:
     rows = [scored(float(score), 50) for score in range(0, 100, 7)]
     assert summarize(rows, **KNOBS) == summarize(rows, **KNOBS)
     assert summarize(rows, **KNOBS) != summarize(rows, **KNOBS | {"seed": 2})
+
+
+def test_by_length_of_the_answer() -> None:
+    rows = [scored(float(words), 50, words=words) for words in (0, 1, 5, 6, 20, 21, 60, 61, 5000)]
+    groups = summarize(rows, **KNOBS)["by_length"]
+    assert {name: figures["rows"] for name, figures in groups.items()} == {
+        "empty": 1, "1 to 5 words": 2, "6 to 20 words": 2, "21 to 60 words": 2, "longer": 2
+    }  # fmt: skip
+    assert groups["1 to 5 words"]["score"] == 3
+    assert groups["longer"]["score"] == (61 + 5000) / 2
+    assert list(summarize(rows[1:3], **KNOBS)["by_length"]) == ["1 to 5 words"]
+
+
+def test_another_experiment_has_a_win_rate_of_its_own() -> None:
+    figures = summarize([scored(80, 20, opponent_win=won) for won in (1.0, 0.5, 0.0, 1.0, None)], **KNOBS)
+    assert figures["win_rate"] == 1
+    assert figures["opponent_win_rate"] == 0.625
+    assert figures["opponent_win_rate_low"] <= 0.625 <= figures["opponent_win_rate_high"]
+    assert "opponent_win_rate" not in summarize([scored(80, 20)], **KNOBS)

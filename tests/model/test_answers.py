@@ -15,6 +15,7 @@ from stages.model import answers
 from stages.model.answers import Writer, answer
 from stages.model.calls import CallStore
 from stages.model.decoding import Completion, Decoding, Job
+from stages.model.engine import Engine
 from stages.pipeline.errors import StoppedError, UserError
 from stages.pipeline.stopping import Stop
 
@@ -129,18 +130,20 @@ def test_a_prompt_as_long_as_the_model_takes_is_refused(asked: Asked) -> None:
 
 def test_little_memory_means_fewer_answers_at_once(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
     plenty = asked(make_jobs(), make_writer())
-    sizes = []
-    engine = answers.Engine
+    sizes: list[int] = []
+
+    def make_engine(*given: Any, batch_size: int, **known: Any) -> Engine:
+        sizes.append(batch_size)
+        return Engine(*given, batch_size=batch_size, **known)
+
     monkeypatch.setattr(answers, "free_memory", lambda device: 40_000)
-    monkeypatch.setattr(
-        answers, "Engine", lambda *given, **known: sizes.append(known["batch_size"]) or engine(*given, **known)
-    )
+    monkeypatch.setattr(answers, "Engine", make_engine)
     asked.store = CallStore(asked.store._path.with_name("new.db"))
     assert asked(make_jobs(), make_writer()) == plenty
     assert sizes == [2]
 
 
-def stand_in_for_vllm(seen: list[Any]) -> ModuleType:
+def stand_in_for_vllm(seen: list[Any]) -> Any:
     """The two classes of vLLM that are used, with the signatures of its documentation; answers with the prompt."""
 
     class SamplingParams:

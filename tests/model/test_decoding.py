@@ -1,7 +1,7 @@
 """transformers' own `generate`, in batches, gives the answers one by one."""
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,12 +18,18 @@ def jobs() -> list[Job]:
     return [Job(dice.integers(3, 1000, dice.integers(1, 40)).tolist(), seed) for seed in range(9)]
 
 
-def completed(folder: Path, batch_size: int, how: Decoding = GREEDY, **changes: Any) -> list[Completion]:
+def completed(
+    folder: Path,
+    batch_size: int,
+    how: Decoding = GREEDY,
+    given: Sequence[Job] | None = None,
+    ends: Collection[int] = (2,),
+) -> list[Completion]:
     model = load_model(folder, torch.float32, torch.device("cpu"))
     done: dict[int, Completion] = {}
-    given = {"jobs": jobs(), "ends": [2]} | changes
-    complete(model, batch_size=batch_size, how=how, on_answer=done.__setitem__, **given)
-    return [done[at] for at in range(len(given["jobs"]))]
+    asked = given or jobs()
+    complete(model, asked, ends=ends, batch_size=batch_size, how=how, on_answer=done.__setitem__)
+    return [done[at] for at in range(len(asked))]
 
 
 @pytest.mark.parametrize("kind", ["tiny_llama", "tiny_gpt2"])
@@ -54,5 +60,5 @@ def test_end_of_text_stops(tiny_llama: Path) -> None:
 def test_each_draw_follows_its_own_seed(tiny_llama: Path) -> None:
     how = Decoding(12, temperature=1.0, top_p=0.9)
     drawn = completed(tiny_llama, 4, how)
-    assert completed(tiny_llama, 1, how, jobs=jobs()[3:5]) == drawn[3:5]
-    assert completed(tiny_llama, 4, how, jobs=[job._replace(seed=99) for job in jobs()]) != drawn
+    assert completed(tiny_llama, 1, how, jobs()[3:5]) == drawn[3:5]
+    assert completed(tiny_llama, 4, how, [job._replace(seed=99) for job in jobs()]) != drawn

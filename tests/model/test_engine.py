@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, Gemma2Config, MistralConfig
 from stages.model import engine as engine_module
 from stages.model.checkpoint import load_model
 from stages.model.decoding import Completion, Decoding, Job, complete, end_tokens
-from stages.model.engine import Engine
+from stages.model.engine import TILE, Engine
+from stages.model.prepacked import can_prepack, prepack
 from stages.model.sampling import seed_of
 from stages.model.slots import Slots, UnsupportedModelError, bytes_per_token
 
@@ -62,6 +63,8 @@ def test_greedy_is_that_of_transformers(kind: str, penalty: float, request: pyte
 @pytest.mark.parametrize("how", [Decoding(12), SAMPLING], ids=["greedy", "sampling"])
 def test_company_and_order_change_nothing(tiny_llama: Path, dtype: torch.dtype, how: Decoding) -> None:
     model = load_model(tiny_llama, dtype, CPU)
+    if can_prepack(dtype, CPU):
+        prepack(model, TILE)
     jobs = make_jobs()
     together = by_engine(model, jobs, how)
     for size in (1, 3, 64, 100):

@@ -24,7 +24,7 @@ def logits_of(seed: int, rows: int = 4) -> torch.Tensor:
 
 def allowed(logits: torch.Tensor, seen: torch.Tensor, how: Decoding) -> torch.Tensor:
     """Probabilities as transformers' `generate` would draw from."""
-    scores = RepetitionPenaltyLogitsProcessor(how.repetition_penalty)(seen, logits.clone())
+    scores: torch.Tensor = RepetitionPenaltyLogitsProcessor(how.repetition_penalty)(seen, logits.clone())
     scores = TemperatureLogitsWarper(how.temperature)(seen, scores)
     if how.top_k:
         scores = TopKLogitsWarper(how.top_k)(seen, scores)
@@ -65,22 +65,10 @@ def test_greedy_is_the_argmax_and_heeds_the_penalty() -> None:
 
 
 def test_a_token_that_came_twice_is_penalized_once() -> None:
-    logits = torch.tensor([[3.0, 2.1]])
+    """3 / 1.4 is above 2.1, and 3 / 1.4 / 1.4 would be below."""
+    how = Decoding(1, repetition_penalty=1.4)
     assert (
-        choose(
-            logits, torch.tensor([[0, 0]]), torch.zeros(1, dtype=torch.float64), Decoding(1, repetition_penalty=1.4)
-        )[0]
-        == choose(
-            logits, torch.tensor([[0]]), torch.zeros(1, dtype=torch.float64), Decoding(1, repetition_penalty=1.4)
-        )[0]
-    )
-    assert (
-        int(
-            choose(
-                logits, torch.tensor([[0, 0]]), torch.zeros(1, dtype=torch.float64), Decoding(1, repetition_penalty=1.4)
-            )
-        )
-        == 0
+        int(choose(torch.tensor([[3.0, 2.1]]), torch.tensor([[0, 0]]), torch.zeros(1, dtype=torch.float64), how)) == 0
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, get_args, get_origin, get_type_hints
 
 import pytest
-from typer.models import OptionInfo
+from typer.models import ArgumentInfo, OptionInfo
 
 from tests.conftest import ROOT
 
@@ -32,13 +32,15 @@ def plain(text: str) -> str:
     return " ".join(text.split())
 
 
-def options(command: Callable[..., None]) -> Iterator[tuple[str, str, str]]:
+def options(command: Callable[..., None]) -> Iterator[tuple[str, str, object]]:
     """Flag, help and default of every option."""
     for name, hint in get_type_hints(command, include_extras=True).items():
         if get_origin(hint) is Annotated:
-            (option,) = (argument for argument in get_args(hint) if isinstance(argument, OptionInfo))
-            assert option.help, f"--{name} has no help"
-            yield f"--{name.replace('_', '-')}", option.help, str(inspect.signature(command).parameters[name].default)
+            (option,) = (given for given in get_args(hint) if isinstance(given, OptionInfo | ArgumentInfo))
+            assert option.help, f"{name} has no help"
+            if isinstance(option, OptionInfo):
+                default = inspect.signature(command).parameters[name].default
+                yield f"--{name.replace('_', '-')}", option.help, default
 
 
 def check_help(arguments: list[str], about: str | None, command: Callable[..., None], folder: Path) -> None:
@@ -47,11 +49,12 @@ def check_help(arguments: list[str], about: str | None, command: Callable[..., N
     assert about
     shown = plain(done.stdout)
     assert plain(about) in shown
-    found = list(options(command))
-    assert found
-    for flag, help_text, default in found:
-        described = re.escape(f"{plain(help_text)} [default: {default}]")
-        assert re.search(rf"{flag} <\w+> {described}", shown)
+    for flag, help_text, default in options(command):
+        assert flag in shown
+        described = re.escape(plain(help_text))
+        if default is not None and not isinstance(default, bool):
+            described += rf" \[default: {re.escape(str(default))}(; [^\]]*)?\]"  # a range may stand behind it
+        assert re.search(rf"{flag} .*?{described}", shown), (flag, described)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -60,11 +63,21 @@ def test_help_shows_docstring_and_options(stage: str, tmp_path: Path) -> None:
     check_help([f"stages.{stage}"], module.__doc__, module.main, tmp_path)
 
 
-def test_help_of_subcommands(tmp_path: Path) -> None:
-    from stages import experiment, judge
-
-    check_help(["stages.experiment", "summary"], experiment.summary.__doc__, experiment.summary, tmp_path)
-    check_help(["stages.judge", "calibrate"], judge.calibrate.__doc__, judge.calibrate, tmp_path)
+@pytest.mark.parametrize(
+    ("script", "command"),
+    [
+        ("experiment", "summary"),
+        ("experiment", "compare"),
+        ("experiment", "arena"),
+        ("judge", "calibrate"),
+        ("judge", "import-reviews"),
+        ("generate", "chat"),
+        ("finetune", "onset"),
+    ],
+)
+def test_help_of_subcommands(script: str, command: str, tmp_path: Path) -> None:
+    function = getattr(importlib.import_module(f"stages.{script}"), command.replace("-", "_"))
+    check_help([f"stages.{script}", command], function.__doc__, function, tmp_path)
 
 
 def test_help_of_experiment_lists_its_commands(tmp_path: Path) -> None:
@@ -73,7 +86,7 @@ def test_help_of_experiment_lists_its_commands(tmp_path: Path) -> None:
     done = run(["-m", "stages.experiment", "--help"], tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert plain(experiment.__doc__ or "-") in plain(done.stdout)
-    assert "summary" in done.stdout
+    assert all(command in done.stdout for command in ("summary", "compare", "arena"))
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
