@@ -55,7 +55,7 @@ def _with_interval(judged: Metrics, name: str, digits: int) -> str:
 
 def _trust(judged: Metrics) -> str:
     """What the judge's card says of it, its worst side too."""
-    text = judged["judge"]
+    text: str = judged["judge"]
     if "judge_auc" in judged:
         text += f", tells good from corrupted answers with AUC {judged['judge_auc']:.2f}"
         hardest, worst = min(judged["judge_auc_by_corruption"].items(), key=lambda kind: kind[1])
