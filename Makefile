@@ -2,7 +2,7 @@
 # make test    set up and run every check
 # make chat    talk with the fine-tuned model; /base compares with the base model
 # make ui      the MLflow UI on http://127.0.0.1:5000
-# make bench   time our stages against TRL and others (long: training alone takes 25 minutes); SCALE=1: also by size, to 1,000,000 rows
+# make bench   time our stages against TRL, generate and others (long: training takes 25 minutes, answers 15); SCALE=1: also by size, to 1,000,000 rows
 # make lock    resolve the dependencies of pyproject.toml anew into requirements.lock
 
 SHELL := bash
@@ -43,6 +43,8 @@ bench: setup .venv-bench/installed
 	@python -m tests.benchmarks.run tokenizer
 	@python -m tests.benchmarks.run prepare
 	@python -m tests.benchmarks.run train
+	dvc repro -q generate
+	@python -m tests.benchmarks.run generate
 	@$(if $(SCALE),python -m tests.benchmarks.run scale)
 
 # TRL beside what is in .venv, so that torch is not there twice.

@@ -88,19 +88,16 @@ def main(
     from stages.judging.review import write_review
     from stages.judging.scoring import figures_of, in_words, judge_with, said_of, score_rows, score_table, write_scores
     from stages.judging.verdicts import write_verdicts
-    from stages.model.allocator import keep_freed_memory
-    from stages.model.checkpoint import make_deterministic
     from stages.pipeline.files import read_json, sha256_of, write_json
     from stages.pipeline.progress import say
     from stages.pipeline.tracking import JudgeRun
 
-    keep_freed_memory()
-    make_deterministic(settings.seed)
     rows, _ = read_responses(responses)
     finetuned = read_json(finetune_metrics)
     opponent = find_opponent(settings.pairwise, rows, opponents)
     tried = settings.model_dump(include={"card_rows", "seed"})
-    judges = make_judges(settings.judges, settings.endpoints, base_model, settings.scale, settings.rubric)
+    asked = settings.model_dump(include={"scale", "rubric", "seed"})
+    judges = make_judges(settings.judges, settings.endpoints, base_model, **asked)
     judged = [judge_with(judge, rows, opponent, **tried) for judge in judges]
     scored = score_rows(rows, judged[0])
     summary = figures_of(rows, judged, **settings.model_dump(include={"confidence", "resamples", "seed"}))

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from stages.judging.embedded import EmbeddedJudge
 from stages.judging.endpoint_judge import EndpointJudge
 from stages.judging.responses import Response, read_responses
 from stages.judging.scoring import BASE, Opponent, base_of, opponent_of
@@ -18,17 +17,30 @@ def make_judges(
     names: Sequence[str],
     endpoints: Mapping[str, EndpointParams],
     base_model: Path,
+    *,
     scale: Literal["rubric", "percent"],
     rubric: str,
+    seed: int,
 ) -> list[Judge]:
     """The judges by their names in params.yaml; those behind endpoints share one store of calls."""
     store = CallStore()
     return [
         EndpointJudge(name, endpoints[name], store, scale=scale, rubric=rubric)
         if name in endpoints
-        else EmbeddedJudge(base_model)
+        else _embedded(base_model, seed)
         for name in names
     ]
+
+
+def _embedded(base_model: Path, seed: int) -> Judge:
+    """Imports torch, which endpoints do not need."""
+    from stages.judging.embedded import EmbeddedJudge
+    from stages.model.allocator import keep_freed_memory
+    from stages.model.checkpoint import make_deterministic
+
+    keep_freed_memory()
+    make_deterministic(seed)
+    return EmbeddedJudge(base_model)
 
 
 def find_opponent(name: str, rows: Sequence[Response], folder: Path) -> Opponent | None:

@@ -2,6 +2,7 @@
 
 import io
 import shutil
+import sys
 
 from rich.console import Console, RenderableType
 
@@ -9,7 +10,7 @@ from rich.console import Console, RenderableType
 def drawn(*parts: RenderableType) -> str:
     """Tables and lines as plain text, as wide as the terminal; 100 columns where there is none."""
     file = io.StringIO()
-    width = shutil.get_terminal_size((100, 24)).columns
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 100
     Console(file=file, width=width, highlight=False, markup=False, emoji=False, color_system=None).print(
         *parts, sep="\n"
     )

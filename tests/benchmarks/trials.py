@@ -54,6 +54,25 @@ class TrainingTrial(NamedTuple):
     peak_mb: float
 
 
+class GeneratingTrial(NamedTuple):
+    """Both models' answers, once, by one way."""
+
+    rates: dict[str, float]
+    """Tokens a second of each model."""
+    tokens_per_second: float
+    """Of both together."""
+
+
+def answer_by(way: str, precision: str) -> GeneratingTrial:
+    """Let both models answer in a process of their own."""
+    cost = run([sys.executable, "-m", "tests.benchmarks.generating", way, precision], ROOT, SURROUNDINGS)
+    said = json.loads(cost.stdout.splitlines()[-1])
+    tokens = {name: sum(map(len, found["tokens"])) for name, found in said.items()}
+    seconds = {name: found["seconds"] for name, found in said.items()}
+    rates = {name: tokens[name] / seconds[name] for name in said}
+    return GeneratingTrial(rates, sum(tokens.values()) / sum(seconds.values()))
+
+
 def make_rows(path: Path, count: int, seed: int) -> None:
     """Write rows. In a process of its own: what this one held would count in the peak of those it starts."""
     run([sys.executable, "-m", "tests.benchmarks.rows", str(count), path, f"--seed={seed}"], ROOT, {})
