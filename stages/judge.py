@@ -86,7 +86,16 @@ def main(
     from stages.judging.panel import find_opponent, make_judges
     from stages.judging.responses import read_responses
     from stages.judging.review import write_review
-    from stages.judging.scoring import figures_of, in_words, judge_with, said_of, score_rows, score_table, write_scores
+    from stages.judging.scoring import (
+        figures_of,
+        flat,
+        in_words,
+        judge_with,
+        said_of,
+        score_rows,
+        score_table,
+        write_scores,
+    )
     from stages.judging.verdicts import write_verdicts
     from stages.pipeline.files import read_json, sha256_of, write_json
     from stages.pipeline.progress import say
@@ -111,7 +120,7 @@ def main(
         params=params,
         data={"responses": responses},
         finetune_metrics=finetune_metrics,
-        summary=finetuned | summary,
+        summary=finetuned | flat(summary),
         table=score_table(rows, scored),
         files=[review],
     )

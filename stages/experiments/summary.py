@@ -4,6 +4,8 @@ from typing import Any
 
 Metrics = dict[str, Any]
 
+NONE = "none: not one verdict could be read"
+
 
 def summarize(split: Metrics, tokens: Metrics, finetuned: Metrics, judged: Metrics) -> list[str]:
     """Lines for a terminal, from the stages' metrics."""
@@ -15,7 +17,7 @@ def summarize(split: Metrics, tokens: Metrics, finetuned: Metrics, judged: Metri
         f"{finetuned['first_validation_loss']:.3f} before, {finetuned['best_validation_loss']:.3f} at its best",
         f"Overfitting  {_onset(finetuned)}",
         f"Score        {_score(judged)}",
-        f"Win rate     {_with_interval(judged, 'win_rate', 2)} against the base model",
+        f"Win rate     {_win_rate(judged)}",
         f"ROUGE-L      {judged['rouge_l']:.3f}; base model {judged['base_rouge_l']:.3f}",
         f"Judge        {_trust(judged)}",
         "",
@@ -39,13 +41,18 @@ def _onset(finetuned: Metrics) -> str:
 
 
 def _score(judged: Metrics) -> str:
+    if "score" not in judged:
+        return NONE
     base = f"; base model {judged['base_score']:.1f}" if "base_score" in judged else ""
-    return f"{_with_interval(judged, 'score', 1)} of 100{base}"
+    trust = f"; judge AUC {judged['judge_auc']:.2f}" if "judge_auc" in judged else ""
+    return f"{_with_interval(judged, 'score', 1)} of 100{base}{trust}"
+
+
+def _win_rate(judged: Metrics) -> str:
+    return f"{_with_interval(judged, 'win_rate', 2)} against the base model" if "win_rate" in judged else NONE
 
 
 def _with_interval(judged: Metrics, name: str, digits: int) -> str:
-    if name not in judged:
-        return "none: no verdict could be read"
     text = f"{judged[name]:.{digits}f}"
     if f"{name}_low" in judged:
         low, high = judged[f"{name}_low"], judged[f"{name}_high"]
@@ -57,11 +64,10 @@ def _trust(judged: Metrics) -> str:
     """What the judge's card says of it, its worst side too."""
     text: str = judged["judge"]
     if "judge_auc" in judged:
-        text += f", tells good from corrupted answers with AUC {judged['judge_auc']:.2f}"
         hardest, worst = min(judged["judge_auc_by_corruption"].items(), key=lambda kind: kind[1])
-        text += f" ({hardest.replace('_', ' ')}: {worst:.2f})"
+        text += f"; of corrupted answers it misses most often: {hardest.replace('_', ' ')} (AUC {worst:.2f})"
     if not judged["judge_reliable"]:
-        text += ": it cannot be relied on, read the answers"
+        text += "; IT CANNOT BE RELIED ON: read the answers"
     if judged["invalid_fraction"] > 0:
-        text += f"; {judged['invalid_fraction']:.1%} of verdicts unreadable"
+        text += f"; {judged['invalid_fraction']:.1%} of verdicts invalid"
     return text

@@ -167,6 +167,12 @@ def score_table(rows: Sequence[Response], scored: Sequence[Scored]) -> pd.DataFr
     return pd.DataFrame(rows).merge(pd.DataFrame(scored).drop(columns="category"), on="id", validate="one_to_one")
 
 
+def flat(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures with those of other judges beside them, each under its judge's name, for MLflow."""
+    others = summary.get("other_judges", {})
+    return {**summary, **{f"{judge}/{name}": value for judge, own in others.items() for name, value in own.items()}}
+
+
 def in_words(summary: Mapping[str, Any]) -> str:
     """The end of the stage for a reader."""
     if "score" not in summary:

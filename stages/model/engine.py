@@ -22,9 +22,10 @@ from stages.model.decoding import Completion, Decoding, Job, OnAnswer
 from stages.model.sampling import choose, draws_of
 from stages.model.slots import WIDTH_STEP, Slots, UnsupportedModelError
 
-TILE = 64
-"""Answers that a pass takes a step: as many as a CPU multiplies in the time in which it reads the weights."""
-ROWS = 512
+TILE = 128
+"""Answers that a pass takes a step. On a CPU a step of few takes as long as the weights take to be read; with more, what
+comes with every pass is shared by more answers, until only a few long ones are left."""
+ROWS = 768
 """Tokens of prompts that a pass reads; a longer prompt is read alone, in a multiple of WIDTH_STEP."""
 
 

@@ -53,6 +53,8 @@ class Params(BaseModel):
     @classmethod
     def _explain(cls, path: Path, problem: Any) -> str:
         where = ".".join([cls.section, *map(str, problem["loc"])])
+        if problem["type"] == "extra_forbidden" and len(problem["loc"]) > 1:
+            return f"{path}: {where}: unknown parameter; see the shipped params.yaml"
         if problem["type"] == "extra_forbidden":
             close = difflib.get_close_matches(str(problem["loc"][-1]), cls.model_fields, n=1)
             hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(cls.model_fields)}"

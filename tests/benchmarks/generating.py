@@ -37,7 +37,7 @@ def ours(model: PreTrainedModel, jobs: Sequence[Job], ends: frozenset[int], done
     if can_prepack(model.dtype, model.device):
         prepack(model, TILE)
     room = max(len(job.prompt) for job in jobs) + NEW_TOKENS
-    engine = Engine(model, Decoding(NEW_TOKENS), ends, batch_size=64, room=room)
+    engine = Engine(model, Decoding(NEW_TOKENS), ends, batch_size=128, room=room)
     engine.run(jobs, done.__setitem__, lambda: None)
 
 

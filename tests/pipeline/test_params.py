@@ -218,3 +218,44 @@ def test_a_broken_file_is_named(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(UserError, match=rf"^{path}: not valid YAML: "):
         FormatParams.load(path)
+
+
+ENDPOINT = {"base_url": "http://127.0.0.1:8000/v1", "model": "m", "api_key_env": None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"modle": "m"}, "judge.endpoints.far.modle: unknown parameter; see the shipped params.yaml"),
+        ({"base_url": "ftp://127.0.0.1/v1"}, "judge.endpoints.far: base_url must be"),
+        ({"base_url": "http://me:hidden@127.0.0.1/v1"}, "judge.endpoints.far: base_url must"),
+        (
+            {"api_key_env": "sk-hidden-123"},
+            "judge.endpoints.far: api_key_env takes the name of an environment variable",
+        ),
+        ({"options": {"api_key": "hidden"}}, "judge.endpoints.far: options must hold no key"),
+        ({"concurrency": 0}, "judge.endpoints.far.concurrency: input should be greater than or equal to 1"),
+    ],
+)
+def test_endpoints_are_checked_and_no_secret_is_shown(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    path = changed(tmp_path, "judge", judges=["far"], endpoints={"far": ENDPOINT | changes})
+    with pytest.raises(UserError) as caught:
+        JudgeParams.load(path)
+    assert message in str(caught.value)
+    assert "hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"judges": []}, "judge.judges: list should have at least 1 item"),
+        ({"judges": ["far"]}, "judges: no endpoint is called 'far'; known: embedded"),
+        ({"judges": ["embedded", "embedded"]}, "judges: one of them stands there twice"),
+        ({"endpoints": {"embedded": ENDPOINT}}, "endpoints: 'embedded' is no name for an endpoint"),
+        ({"endpoints": {"a/b": ENDPOINT}}, "endpoints: 'a/b' is no name for an endpoint"),
+    ],
+)
+def test_judges_are_named(tmp_path: Path, values: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        JudgeParams.load(changed(tmp_path, "judge", **values))
+    assert message in str(caught.value)
