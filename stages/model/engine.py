@@ -23,8 +23,8 @@ from stages.model.sampling import choose, draws_of
 from stages.model.slots import WIDTH_STEP, Slots, UnsupportedModelError
 
 TILE = 128
-"""Answers that a pass takes a step. On a CPU a step of few takes as long as the weights take to be read; with more, what
-comes with every pass is shared by more answers, until only a few long ones are left."""
+"""Answers that a pass takes a step. On a CPU one of few takes as long as the weights take to be read; with more, what
+comes with every pass is shared by more, until only a few long answers are left."""
 ROWS = 768
 """Tokens of prompts that a pass reads; a longer prompt is read alone, in a multiple of WIDTH_STEP."""
 

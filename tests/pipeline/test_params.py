@@ -255,7 +255,7 @@ def test_endpoints_are_checked_and_no_secret_is_shown(tmp_path: Path, changes: d
         ({"endpoints": {"a/b": ENDPOINT}}, "endpoints: 'a/b' is no name for an endpoint"),
     ],
 )
-def test_judges_are_named(tmp_path: Path, values: dict[str, object], message: str) -> None:
+def test_judges_are_named(tmp_path: Path, values: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
         JudgeParams.load(changed(tmp_path, "judge", **values))
     assert message in str(caught.value)
