@@ -25,6 +25,9 @@ from stages.pipeline.stopping import Stop
 FREE_SHARE = 0.5
 """Of the memory that is free, for the keys and values of answers at work."""
 
+PLAIN_BATCH = 32
+"""Most prompts of a padded batch, whose memory is not known beforehand."""
+
 CODE = ("answers", "attention", "decoding", "engine", "prepacked", "sampling", "slots", "vllm_engine")
 """Modules of this room whose change may change an answer."""
 
@@ -53,16 +56,15 @@ def answer(
     done = {key: _restored(value) for key in dict.fromkeys(keys) if (value := store.get(key))}
     missing = {key: job for key, job in zip(keys, jobs, strict=True) if key not in done}
     asked = list(missing)
-    started, tokens = time.perf_counter(), 0
+    started, written, tokens = time.perf_counter(), 0, 0
     with bar(f"answers of the {name}", len(asked)) as progress:
 
         def on_answer(at: int, completion: Completion) -> None:
-            nonlocal tokens
+            nonlocal written, tokens
             done[asked[at]] = completion
             store.put(asked[at], completion._asdict())
-            tokens += len(completion.token_ids)
+            written, tokens = written + 1, tokens + len(completion.token_ids)
             seconds = time.perf_counter() - started
-            written = sum(key in done for key in asked)
             progress.advance(note=f"{written / seconds:.1f} answers/s, {tokens / seconds:.0f} tokens/s")
 
         def on_step() -> None:
@@ -97,16 +99,17 @@ def _write(
     model = load_model(folder, writer.dtype, writer.device)
     ends = end_tokens(model, end_of_text)
     room = _room(model.config, jobs, writer.how)
-    slots = int(free_memory(writer.device) * FREE_SHARE) // (bytes_per_token(model.config, writer.dtype) * room)
-    batch_size = max(1, min(writer.batch_size, len(jobs), slots))
-    if can_prepack(writer.dtype, writer.device):
-        prepack(model, TILE)
     try:
+        fitting = int(free_memory(writer.device) * FREE_SHARE) // (bytes_per_token(model.config, writer.dtype) * room)
+        batch_size = max(1, min(writer.batch_size, len(jobs), fitting))
+        if can_prepack(writer.dtype, writer.device):
+            prepack(model, TILE)
         Engine(model, writer.how, ends, batch_size=batch_size, room=room).run(jobs, on_answer, on_step)
     except UnsupportedModelError as error:
         say(f"  {folder}: answers come one batch after the other, by transformers' generate ({error})")
-        model.set_attn_implementation("sdpa")
-        complete(model, jobs, ends=ends, how=writer.how, batch_size=batch_size, on_answer=on_answer, on_step=on_step)
+        model = load_model(folder, writer.dtype, writer.device)
+        size = min(writer.batch_size, PLAIN_BATCH)
+        complete(model, jobs, ends=ends, how=writer.how, batch_size=size, on_answer=on_answer, on_step=on_step)
 
 
 def _room(config: Any, jobs: Sequence[Job], how: Decoding) -> int:

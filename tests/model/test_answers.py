@@ -100,8 +100,9 @@ def test_stopped_it_goes_on_where_it_stood(asked: Asked, tiny_llama: Path, tmp_p
     assert asked.written == 12 - kept
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_model_that_slots_do_not_suit_is_answered_by_transformers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     config = MistralConfig(
         vocab_size=1000,
@@ -113,14 +114,14 @@ def test_a_model_that_slots_do_not_suit_is_answered_by_transformers(
         sliding_window=8,
     )
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config)
-    model.save_pretrained(tmp_path / "mistral")
-    asked = Asked(tmp_path / "mistral", tmp_path / "calls.db", monkeypatch)
-    found = asked(make_jobs(), make_writer())
+    AutoModelForCausalLM.from_config(config, dtype=dtype).save_pretrained(tmp_path / "other")
+    asked = Asked(tmp_path / "other", tmp_path / "calls.db", monkeypatch)
+    job = make_jobs()[3]
+    (found,) = asked([job], make_writer()._replace(dtype=dtype))
     assert "window of 8" in capfd.readouterr().err
-    for job, completion in zip(make_jobs(), found, strict=True):
-        expected = model.generate(torch.tensor([job.prompt]), max_new_tokens=6, do_sample=False, eos_token_id=2)
-        assert completion.token_ids == [token for token in expected[0, len(job.prompt) :].tolist() if token != 2]
+    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "other", dtype=dtype)
+    expected = model.generate(torch.tensor([job.prompt]), max_new_tokens=6, do_sample=False, eos_token_id=2)
+    assert found.token_ids == [token for token in expected[0, len(job.prompt) :].tolist() if token != 2]
 
 
 def test_a_prompt_as_long_as_the_model_takes_is_refused(asked: Asked) -> None:
