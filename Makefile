@@ -29,7 +29,7 @@ test: setup
 	ruff check .
 	ruff format --check .
 	mypy
-	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 pytest -n 3 --dist loadfile
 
 chat: setup
 	@python -m stages.generate chat

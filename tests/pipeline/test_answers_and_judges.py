@@ -181,12 +181,10 @@ def test_two_judges_in_one_run_and_no_call_twice(project: Project, server: Stand
     assert len(server.chats) == calls, "a rerun asks nothing"
     assert {name: (project.folder / name).read_bytes() for name in OUTPUTS} == files
 
-    project.set("judge", judges=["far"], pairwise="none")
-    project.run("stages.judge", ONSET_TEST_KEY=KEY)
-    assert len(server.chats) == calls
     project.write_responses(make_rows(22))
     project.run("stages.judge", ONSET_TEST_KEY=KEY)
-    assert len(server.chats) - calls == 20, "both answers to each of 10 more rows, and none of the card's"
+    more = len(server.chats) - calls
+    assert more == 10 * (2 + 2), "both answers to each of 10 more rows, and the two in both orders; none of the card's"
 
 
 def test_mistakes_at_the_start_cost_one_line(project: Project, server: StandIn) -> None:
@@ -254,13 +252,13 @@ def test_hard_answers(project: Project) -> None:
 
 
 def test_killed_while_answering_it_goes_on_and_ends_with_the_same_bytes(project: Project, tmp_path: Path) -> None:
-    project.write_test(400)
+    project.write_test(200)
     project.set("generate", max_new_tokens=60, batch_size=4)
     path = project.folder / "data/responses.parquet"
     process = project.start("stages.generate")
     store = project.folder / ".calls.db"
     deadline = time.monotonic() + 60
-    while not store.exists() or sum(p.stat().st_size for p in project.folder.glob(".calls.db*")) < 300_000:
+    while not store.exists() or sum(p.stat().st_size for p in project.folder.glob(".calls.db*")) < 150_000:
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -270,7 +268,7 @@ def test_killed_while_answering_it_goes_on_and_ends_with_the_same_bytes(project:
     _, said = project.run("stages.generate")
     found = re.search(r"fine-tuned model: (\d+) answers written.*, (\d+) kept from before", said)
     assert found, said
-    assert int(found[1]) + int(found[2]) == 400
+    assert int(found[1]) + int(found[2]) == 200
     assert int(found[2]) > 0
     rows = path.read_bytes()
     for part in project.folder.glob(".calls.db*"):
