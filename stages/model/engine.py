@@ -76,7 +76,7 @@ class Engine:
                 self._finish(on_answer)
 
     def _admissible(self, waiting: Sequence[_Answer]) -> int:
-        """How many of those that wait are to be read now: a full row, or none while answers are at work."""
+        """How many of those that wait are to be read now: a full row, or half of the slots; else none, but at rest."""
         free = self._slots.count - len(self._answers)
         tokens = count = 0
         for answer in waiting:
@@ -84,8 +84,8 @@ class Engine:
             if count == free or (count and tokens > ROWS):
                 break
             count += 1
-        full = count == len(waiting) or tokens > ROWS
-        return count if full or not self._answers else 0
+        enough = count == len(waiting) or tokens > ROWS or 2 * count >= self._slots.count
+        return count if enough or not self._answers else 0
 
     def _read(self, answers: Sequence[_Answer]) -> None:
         """Read prompts into the next slots, in one row, and choose the first token of each."""
