@@ -232,7 +232,7 @@ class JudgeRun(Mirror):
                 mlflow.log_table(table, "scores.json")
                 for file in files:
                     mlflow.log_artifact(str(file))
-            if found:
+            if found and "score" in summary:  # without a readable verdict there is none
                 mlflow.MlflowClient().log_metric(found[0].info.run_id, "judge_score", float(summary["score"]))
 
         self._try(write)

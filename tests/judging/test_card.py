@@ -213,7 +213,7 @@ class Forgetful:
         ]
 
     def compare(self, rows: Sequence[Response], first: Sequence[str], second: Sequence[str]) -> list[Preference]:
-        raise NotImplementedError
+        raise AssertionError("a trial compares nothing")
 
     def usage(self) -> Usage:
         return Usage()

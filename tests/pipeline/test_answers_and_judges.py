@@ -223,6 +223,21 @@ def test_an_endpoint_that_goes_in_the_middle_is_taken_up_again(project: Project,
     assert project.judged()["judge_calls"] == len(server.chats) - asked + 10, "what was judged is not asked again"
 
 
+def test_a_judge_that_talks_nonsense_gives_no_score_and_loses_no_row(project: Project, server: StandIn) -> None:
+    project.write_responses(make_rows(4))
+    project.set("judge", judges=["far"], endpoints={"far": endpoint(server, api_key_env=None)})
+    server.script = lambda body, number: say("What a nice answer!")
+    _, said = project.run("stages.judge")
+    assert "not one verdict of far could be read" in said
+    assert "warning" not in said
+    figures = project.judged()
+    assert not {"score", "base_score", "win_rate", "judge_auc"} & figures.keys()
+    assert (figures["invalid_fraction"], figures["pairs_invalid_fraction"], figures["judge_reliable"]) == (1, 1, 0)
+    assert [row["score"] for row in read_parquet(project.folder / OUTPUTS[0])] == [None] * 4
+    words, _ = read_verdicts(project.folder / OUTPUTS[1])
+    assert {word.reply for word in words if word.task == "grade"} == {"What a nice answer!"}
+
+
 def test_hard_answers(project: Project) -> None:
     """Empty, 100,000 characters long, or telling the judge what to say: each is scored, and the card tells of it."""
     rows = make_rows(12)
