@@ -67,7 +67,10 @@ class Page:
             self.driver.get("about:blank")  # what a page writes when it is left must go, too
             storage = {"origin": "file://", "storageTypes": "local_storage"}
             self.driver.execute_cdp_cmd("Storage.clearDataForOrigin", storage)
-        self.driver.get(path.as_uri())
+        if self.driver.current_url == path.as_uri():
+            self.driver.refresh()  # by get, it may be read in another process before this one's storage is written
+        else:
+            self.driver.get(path.as_uri())
 
     def press(self, *keys: str) -> None:
         for key in keys:
