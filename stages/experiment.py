@@ -35,7 +35,7 @@ def summary(
     from stages.experiments.summary import summarize
     from stages.pipeline.files import read_json
 
-    names = ("split", "tokens", "finetune", "judge")
+    names = ("split", "tokens", "finetune", "judge", "benchmark")
     print("\n".join(summarize(*(read_json(metrics / f"{name}.json") for name in names))))
 
 

@@ -44,6 +44,6 @@ def needed_files(script: str) -> set[str]:
         other.relative_to(ROOT).as_posix()
         for module in modules
         for other in (ROOT / module).parent.iterdir()
-        if other.suffix in (".json", ".html", ".jinja") and f'"{other.name}"' in (ROOT / module).read_text()
+        if other.suffix in (".json", ".html", ".jinja", ".txt") and f'"{other.name}"' in (ROOT / module).read_text()
     }
     return modules | beside

@@ -10,11 +10,11 @@ from tests.imports import ROOT, import_closure, imported_names, needed_files
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 MODULES = sorted(path.relative_to(ROOT) for path in (ROOT / "stages").rglob("*.py"))
-ROOMS = ("instructions", "tokens", "model", "judging", "experiments", "pipeline")
+ROOMS = ("instructions", "tokens", "model", "judging", "benchmarks", "experiments", "pipeline")
 
 
 def script_of(stage: str) -> str:
-    return str(STAGES[stage]["cmd"]).split()[-1].replace(".", "/") + ".py"
+    return str(STAGES[stage]["cmd"]).split()[2].replace(".", "/") + ".py"
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -7,8 +7,8 @@ Metrics = dict[str, Any]
 NONE = "none: not one verdict could be read"
 
 
-def summarize(split: Metrics, tokens: Metrics, finetuned: Metrics, judged: Metrics) -> list[str]:
-    """Lines for a terminal, from the stages' metrics."""
+def summarize(split: Metrics, tokens: Metrics, finetuned: Metrics, judged: Metrics, measured: Metrics) -> list[str]:
+    """Lines for a terminal, from the stages' metrics; `measured` is what benchmarks came to, if any were asked for."""
     lines = [
         "",
         f"Data         {split['train']} train, {split['validation']} validation, {split['test']} test; "
@@ -20,11 +20,23 @@ def summarize(split: Metrics, tokens: Metrics, finetuned: Metrics, judged: Metri
         f"Win rate     {_win_rate(judged)}",
         f"ROUGE-L      {judged['rouge_l']:.3f}; base model {judged['base_rouge_l']:.3f}",
         f"Judge        {_trust(judged)}",
+        *(f"Benchmark    {line}" for line in _wholes(measured)),
         "",
         "Read every answer  data/review.html",
         "Loss plot          metrics/losses.png",
         "Compare runs       make ui, then http://127.0.0.1:5000; or dvc exp show",
     ]
+    return lines
+
+
+def _wholes(measured: Metrics) -> list[str]:
+    """Benchmarks as such, not their parts: the first metric of each."""
+    lines = []
+    for name, one in measured.items():
+        if "/" not in name:
+            metric, values = next(iter(one["metrics"].items()))
+            shown = ", ".join(f"{model} {own['value']:.3f}" for model, own in values.items())
+            lines.append(f"{name} {metric}: {shown}")
     return lines
 
 

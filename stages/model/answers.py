@@ -11,7 +11,7 @@ import torch
 
 from stages.model.calls import CallStore
 from stages.model.checkpoint import load_model
-from stages.model.decoding import Completion, Decoding, Job, OnAnswer, complete, end_tokens
+from stages.model.decoding import NO_STOPS, Completion, Decoding, Job, OnAnswer, Stops, complete, end_tokens
 from stages.model.endpoint import content_key
 from stages.model.engine import TILE, Engine
 from stages.model.gates import free_memory
@@ -44,14 +44,25 @@ class Writer(NamedTuple):
 
 
 def answer(
-    name: str, folder: Path, jobs: Sequence[Job], writer: Writer, end_of_text: int, store: CallStore, stop: Stop
+    name: str,
+    folder: Path,
+    jobs: Sequence[Job],
+    writer: Writer,
+    end_of_text: int,
+    store: CallStore,
+    stop: Stop,
+    *,
+    stops: Stops = NO_STOPS,
+    where: str = "generate",
 ) -> list[Completion]:
     """An answer to each job by the model in `folder`: from the store, else written and kept there.
+
+    Texts in `stops` end an answer; `where` begins what an error says.
 
     Raises:
         StoppedError: told to stop; what was written is kept.
     """
-    source = _source(folder, writer, end_of_text)
+    source = _source(folder, writer, end_of_text, stops)
     keys = [content_key({"source": source, "prompt": list(job.prompt), "seed": job.seed}) for job in jobs]
     done = {key: _restored(value) for key in dict.fromkeys(keys) if (value := store.get(key))}
     missing = {key: job for key, job in zip(keys, jobs, strict=True) if key not in done}
@@ -70,12 +81,12 @@ def answer(
         def on_step() -> None:
             if stop.reason:
                 raise StoppedError(
-                    f"generate: stopped ({stop.reason}), {len(done)} of {len(set(keys))} answers of the {name} are "
+                    f"{where}: stopped ({stop.reason}), {len(done)} of {len(set(keys))} answers of the {name} are "
                     "kept; run it again to go on"
                 )
 
         if asked:
-            _write(folder, [missing[key] for key in asked], writer, end_of_text, on_answer, on_step)
+            _write(folder, [missing[key] for key in asked], writer, end_of_text, stops, on_answer, on_step)
     seconds = time.perf_counter() - started
     speed = f", {len(asked) / seconds:.1f} answers/s, {tokens / seconds:.0f} tokens/s" if asked else ""
     kept = f", {len(set(keys)) - len(asked)} kept from before" if len(asked) < len(set(keys)) else ""
@@ -88,6 +99,7 @@ def _write(
     jobs: Sequence[Job],
     writer: Writer,
     end_of_text: int,
+    stops: Stops,
     on_answer: OnAnswer,
     on_step: Callable[[], None],
 ) -> None:
@@ -104,12 +116,13 @@ def _write(
         batch_size = max(1, min(writer.batch_size, len(jobs), fitting))
         if can_prepack(writer.dtype, writer.device):
             prepack(model, TILE)
-        Engine(model, writer.how, ends, batch_size=batch_size, room=room).run(jobs, on_answer, on_step)
+        engine = Engine(model, writer.how, ends, batch_size=batch_size, room=room, stops=stops)
+        engine.run(jobs, on_answer, on_step)
     except UnsupportedModelError as error:
         say(f"  {folder}: answers come one batch after the other, by transformers' generate ({error})")
         model = load_model(folder, writer.dtype, writer.device)
-        size = min(writer.batch_size, PLAIN_BATCH)
-        complete(model, jobs, ends=ends, how=writer.how, batch_size=size, on_answer=on_answer, on_step=on_step)
+        size, how = min(writer.batch_size, PLAIN_BATCH), writer.how
+        complete(model, jobs, ends=ends, how=how, batch_size=size, on_answer=on_answer, on_step=on_step, stops=stops)
 
 
 def _room(config: Any, jobs: Sequence[Job], how: Decoding) -> int:
@@ -128,7 +141,7 @@ def _room(config: Any, jobs: Sequence[Job], how: Decoding) -> int:
     return min(longest + how.max_new_tokens, limit)
 
 
-def _source(folder: Path, writer: Writer, end_of_text: int) -> str:
+def _source(folder: Path, writer: Writer, end_of_text: int, stops: Stops) -> str:
     """Hash of all that an answer depends on beside its prompt and seed: weights, settings, our code, the machine."""
     device = writer.device
     values = {
@@ -136,6 +149,7 @@ def _source(folder: Path, writer: Writer, end_of_text: int) -> str:
         "engine": writer.engine,
         "dtype": str(writer.dtype),
         "end_of_text": end_of_text,
+        "stops": stops.texts,
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "capability": torch.backends.cpu.get_cpu_capability(),

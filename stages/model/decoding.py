@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria
 
 
 class Decoding(NamedTuple):
@@ -36,8 +36,31 @@ class Completion(NamedTuple):
     token_ids: list[int]
     """Without the token that ended it."""
     finish_reason: str
-    """stop: an end-of-text token came; length: max_new_tokens did."""
+    """stop: an end-of-text token or a text of `Stops` came; length: max_new_tokens did."""
 
+
+class Stops(NamedTuple):
+    """Texts that end an answer where they come; they and what follows are for the reader of its tokens to cut."""
+
+    texts: tuple[str, ...]
+    decode: Callable[[Sequence[int]], str]
+
+    def met(self, tokens: Sequence[int]) -> bool:
+        """Whether the last of these tokens completed such a text; every token has a byte of it at least."""
+        reach = max((len(text.encode()) for text in self.texts), default=0) + 1  # some decoders strip the first
+        tail = self.decode(tokens[-reach:])
+        return any(text in tail for text in self.texts)
+
+    def cut(self, text: str) -> str:
+        """What stands before the first of them.
+
+        >>> Stops(("\\n", "Q:"), lambda tokens: "").cut("four Q: two\\n")
+        'four '
+        """
+        return text[: min((text.index(stop) for stop in self.texts if stop in text), default=None)]
+
+
+NO_STOPS = Stops((), lambda tokens: "")
 
 OnAnswer = Callable[[int, Completion], None]
 """Hears of each answer as it ends, by the number of its job."""
@@ -53,6 +76,7 @@ def complete(
     batch_size: int,
     on_answer: OnAnswer,
     on_step: Callable[[], None] = lambda: None,
+    stops: Stops = NO_STOPS,
 ) -> None:
     """Answer every job; `ends` are the tokens that end an answer, `on_step` is called between batches.
 
@@ -74,10 +98,23 @@ def complete(
             input_ids=torch.tensor(padded, device=model.device),
             attention_mask=torch.tensor(mask, device=model.device),
             generation_config=config,
+            stopping_criteria=[_Stopping(stops, width)] if stops.texts else None,
         )
         for at, tokens in zip(chosen, output[:, width:].tolist(), strict=True):
             stop = next((at for at, token in enumerate(tokens) if token in ends), None)
-            on_answer(at, Completion(tokens[:stop], "length" if stop is None else "stop"))
+            own = tokens[:stop]
+            on_answer(at, Completion(own, "length" if stop is None and not stops.met(own) else "stop"))
+
+
+class _Stopping(StoppingCriteria):
+    """Ends those answers of a batch that have come to one of the texts; `width` are the tokens of their prompts."""
+
+    def __init__(self, stops: Stops, width: int) -> None:
+        self._stops, self._width = stops, width
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        met = [self._stops.met(tokens) for tokens in input_ids[:, self._width :].tolist()]
+        return torch.tensor(met, device=input_ids.device)
 
 
 def _config(how: Decoding, ends: Collection[int]) -> GenerationConfig:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from stages.model import slots as slots_module
 from stages.model.attention import make_blocks
-from stages.model.decoding import Completion, Decoding, Job, OnAnswer
+from stages.model.decoding import NO_STOPS, Completion, Decoding, Job, OnAnswer, Stops
 from stages.model.sampling import choose, draws_of
 from stages.model.slots import WIDTH_STEP, Slots, UnsupportedModelError
 
@@ -48,13 +48,20 @@ class Engine:
     """
 
     def __init__(
-        self, model: PreTrainedModel, how: Decoding, ends: Collection[int], *, batch_size: int, room: int
+        self,
+        model: PreTrainedModel,
+        how: Decoding,
+        ends: Collection[int],
+        *,
+        batch_size: int,
+        room: int,
+        stops: Stops = NO_STOPS,
     ) -> None:
         """`ends` are the tokens that end an answer, `room` the most tokens of prompt and answer together."""
         model.eval()
         model.set_attn_implementation(slots_module.NAME)
         self._model: Any = model
-        self._how, self._ends, self._room = how, frozenset(ends), room
+        self._how, self._ends, self._room, self._stops = how, frozenset(ends), room, stops
         self._slots = Slots(batch_size, room + 1, model.device)
         self._answers: list[_Answer] = []
         self._next = torch.zeros(batch_size, dtype=torch.int64)
@@ -155,11 +162,11 @@ class Engine:
         for at in reversed(range(len(self._answers))):
             answer = self._answers[at]
             ended = answer.tokens[-1] in self._ends
-            if not ended and len(answer.tokens) < answer.most:
+            stopped = ended or (bool(self._stops.texts) and self._stops.met(answer.tokens))
+            if not stopped and len(answer.tokens) < answer.most:
                 continue
-            on_answer(
-                answer.number, Completion(answer.tokens[:-1] if ended else answer.tokens, "stop" if ended else "length")
-            )
+            tokens = answer.tokens[:-1] if ended else answer.tokens
+            on_answer(answer.number, Completion(tokens, "stop" if stopped else "length"))
             last = self._answers.pop()
             if last is not answer:
                 self._answers[at] = last

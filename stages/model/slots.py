@@ -105,6 +105,19 @@ def bytes_per_token(config: Any, dtype: torch.dtype) -> int:
     return int(2 * text.num_hidden_layers * heads * size * dtype.itemsize)
 
 
+def check_usual(length: int, *, sliding_window: int | None = None, **kwargs: Any) -> None:
+    """Refuse what a model asks of its attention, over up to `length` tokens, beside the usual.
+
+    Raises:
+        UnsupportedModelError: there is something.
+    """
+    if sliding_window is not None and sliding_window < length:
+        raise UnsupportedModelError(f"its attention has a window of {sliding_window} tokens")
+    for name, given in kwargs.items():
+        if given is not None and name not in IGNORED:
+            raise UnsupportedModelError(f"its attention takes {name}")
+
+
 def _attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -114,16 +127,11 @@ def _attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     slots: Slots | None = None,
-    sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     if slots is None:
         raise UnsupportedModelError("it does not hand keywords to its attention")
-    if sliding_window is not None and sliding_window < slots.length:
-        raise UnsupportedModelError(f"its attention has a window of {sliding_window} tokens")
-    for name, given in kwargs.items():
-        if given is not None and name not in IGNORED:
-            raise UnsupportedModelError(f"its attention takes {name}")
+    check_usual(slots.length, **kwargs)
     return slots.attend(module, query, key, value, scaling), None
 
 

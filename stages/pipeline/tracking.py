@@ -1,6 +1,7 @@
 """MLflow as a mirror of the files: no stage needs it, and a dead server costs a warning.
 
-finetune opens a run; each execution of judge is a child of it that holds everything: one complete row an experiment.
+finetune opens a run; each execution of judge is a child of it that holds everything: one complete row an experiment;
+benchmarks, where any are asked for, are another.
 This module is no dependency of any stage in dvc.yaml, since it cannot change an artifact.
 """
 
@@ -218,22 +219,13 @@ class JudgeRun(Mirror):
             import mlflow
 
             _open_experiment()
-            mark = hashlib.sha256(finetune_metrics.read_bytes()).hexdigest()
-            found = mlflow.search_runs(
-                filter_string=f"tags.`{FINETUNE_TAG}` = '{mark}'", max_results=1, output_format="list"
-            )
-            tags = _tags("judge", data)
-            if found:  # a teammate's store may not have it
-                tags["mlflow.parentRunId"] = found[0].info.run_id
-            name = os.environ.get("DVC_EXP_NAME")
-            with mlflow.start_run(run_name=f"judge {name}" if name else "judge", tags=tags):
-                mlflow.log_params(_flat(params))
+            with _child_run("judge", params, data, finetune_metrics) as parent:
                 mlflow.log_metrics(_numbers(summary))
                 mlflow.log_table(table, "scores.json")
                 for file in files:
                     mlflow.log_artifact(str(file))
-            if found and "score" in summary:  # without a readable verdict there is none
-                mlflow.MlflowClient().log_metric(found[0].info.run_id, "judge_score", float(summary["score"]))
+            if parent and "score" in summary:  # without a readable verdict there is none
+                mlflow.MlflowClient().log_metric(parent, "judge_score", float(summary["score"]))
 
         self._try(write)
 
@@ -259,3 +251,45 @@ class JudgeRun(Mirror):
             client.log_artifact(run_id, str(file))
 
         self._try(write)
+
+
+class BenchmarkRun(Mirror):
+    """All parameters and the figures of all benchmarks, as a child of the finetune run."""
+
+    def log(
+        self,
+        *,
+        params: Path,
+        data: Mapping[str, Path],
+        finetune_metrics: Path,
+        summary: Mapping[str, float],
+        files: Sequence[Path],
+    ) -> None:
+        """Write the whole run."""
+
+        def write() -> None:
+            _settings_for_a_mirror()
+            import mlflow
+
+            _open_experiment()
+            with _child_run("benchmark", params, data, finetune_metrics):
+                mlflow.log_metrics(dict(summary))
+                for file in files:
+                    mlflow.log_artifact(str(file))
+
+        self._try(write)
+
+
+@contextmanager
+def _child_run(kind: str, params: Path, data: Mapping[str, Path], finetune_metrics: Path) -> Iterator[str | None]:
+    """Open a run with all parameters below that of its training, whose id is yielded, if the store has it."""
+    import mlflow
+
+    mark = hashlib.sha256(finetune_metrics.read_bytes()).hexdigest()
+    found = mlflow.search_runs(filter_string=f"tags.`{FINETUNE_TAG}` = '{mark}'", max_results=1, output_format="list")
+    parent = found[0].info.run_id if found else None  # a teammate's store may not have it
+    tags = _tags(kind, data) | ({"mlflow.parentRunId": parent} if parent else {})
+    name = os.environ.get("DVC_EXP_NAME")
+    with mlflow.start_run(run_name=f"{kind} {name}" if name else kind, tags=tags):
+        mlflow.log_params(_flat(params))
+        yield parent

@@ -16,6 +16,7 @@ from tests.benchmarks.trials import (
     BASE_MODEL,
     STAGES,
     GeneratingTrial,
+    MmluTrial,
     StageTrial,
     TrainingTrial,
     TrlTrial,
@@ -23,6 +24,7 @@ from tests.benchmarks.trials import (
     lay_out,
     make_rows,
     matrix_rates,
+    measure_mmlu,
     run_stage,
     run_trl,
     stage_tokens,
@@ -314,6 +316,57 @@ def _show_generating(trials: dict[str, list[GeneratingTrial]]) -> None:
         f"Against generate at its best batch size in each round: {spread(best)} times. Loading a model is not timed;",
         "laying out its weights, which ours does, is. The loops answer every 27th prompt. The fine-tuned model's",
         "answers are short but for a few, the base model's long: generate waits for the longest of a batch.",
+    )
+
+
+# ---- benchmark
+
+
+HARNESS_BATCHES = (8, 16, 32)
+"""Of lm-eval's own model."""
+
+SIX_SUBJECTS = "abstract_algebra,anatomy,college_medicine,global_facts,high_school_european_history,us_foreign_policy"
+"""Short questions and long ones."""
+
+
+@app.command()
+def benchmark(
+    folder: Annotated[Path, typer.Argument(help="MMLU as published: dev/ and a folder of the split.")],
+    split: Annotated[str, typer.Option(help="Whose questions are answered.")] = "val",
+    subjects: Annotated[str, typer.Option(help="Between commas, or `all`.")] = SIX_SUBJECTS,
+    rounds: Annotated[int, typer.Option(min=1, help="How often, each way in turn.")] = 3,
+) -> None:
+    """MMLU on the base model, five shots, against lm-eval's own model at several batch sizes, all in bf16."""
+    ways = {"ours": "ours", **{f"lm-eval, batches of {size}": f"lm-eval-{size}" for size in HARNESS_BATCHES}}
+    trials: dict[str, list[MmluTrial]] = {name: [] for name in ways}
+    for turn in range(rounds):
+        say(f"benchmark: round {turn + 1} of {rounds}")
+        for name, way in ways.items():
+            trials[name].append(measure_mmlu(way, "bf16", folder.absolute(), split, subjects))
+            say(f"  {name}: {trials[name][-1].seconds:.1f} s")
+    _show_benchmark(trials)
+    records = {name: [trial._asdict() for trial in found] for name, found in trials.items()}
+    say(f"benchmark: every figure is in {save('benchmark', split=split, subjects=subjects, trials=records)}")
+
+
+def _show_benchmark(trials: dict[str, list[MmluTrial]]) -> None:
+    ours = [trial.seconds for trial in trials["ours"]]
+    rows = []
+    for name, found in trials.items():
+        seconds = [trial.seconds for trial in found]
+        rates = spread([trial.rows / trial.seconds for trial in found])
+        ratios = spread([other / own for own, other in zip(ours, seconds, strict=True)])
+        rows.append((name, spread(seconds, 1), rates, ratios, f"{found[0].right / found[0].rows:.3f}"))
+    show(
+        f"MMLU, {trials['ours'][0].rows} questions after five shots, bf16, in turn, rounds: {len(ours)}",
+        ("", "seconds", "questions/s", "ours is x times", "accuracy"),
+        rows,
+    )
+    peers = [[trial.seconds for trial in found] for name, found in trials.items() if name != "ours"]
+    best = [min(seconds) / own for own, *seconds in zip(ours, *peers, strict=True)]
+    note(
+        f"Against lm-eval at its best batch size in each round: {spread(best)} times. Loading is not timed; making",
+        "prompts, tokens and scores is. lm-eval's model takes the softmax in bf16, ours in fp32.",
     )
 
 

@@ -39,7 +39,7 @@ def examples(split: Path) -> list[dict[str, str]]:
 def train_by_trl(way: str, rows: list[dict[str, str]], base_model: Path, steps: int, scratch: Path) -> Marks:
     """So many steps of SFTTrainer."""
     import torch
-    from datasets import Dataset  # type: ignore[import-not-found]
+    from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import SFTConfig, SFTTrainer  # type: ignore[import-not-found]
 

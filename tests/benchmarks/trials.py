@@ -73,6 +73,23 @@ def answer_by(way: str, precision: str) -> GeneratingTrial:
     return GeneratingTrial(rates, sum(tokens.values()) / sum(seconds.values()))
 
 
+class MmluTrial(NamedTuple):
+    """MMLU, once, by one way."""
+
+    seconds: float
+    """Prompts made, tokens encoded, likelihoods and scores; the model's loading is not timed."""
+    rows: int
+    right: float
+
+
+def measure_mmlu(way: str, precision: str, folder: Path, split: str, subjects: str) -> MmluTrial:
+    """Measure the base model in a process of its own."""
+    surroundings = SURROUNDINGS | {"HF_DATASETS_OFFLINE": "1", "TQDM_DISABLE": "1"}
+    command = [sys.executable, "-m", "tests.benchmarks.mmlu_peer", way, precision, str(folder), split, subjects]
+    cost = run(command, ROOT, surroundings)
+    return MmluTrial(**json.loads(cost.stdout.splitlines()[-1]))
+
+
 def make_rows(path: Path, count: int, seed: int) -> None:
     """Write rows. In a process of its own: what this one held would count in the peak of those it starts."""
     run([sys.executable, "-m", "tests.benchmarks.rows", str(count), path, f"--seed={seed}"], ROOT, {})

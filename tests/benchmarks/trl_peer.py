@@ -27,7 +27,7 @@ def text(row: dict[str, str]) -> dict[str, str]:
 def main(rows: Path, base_model: Path, scratch: Path, row_type: str) -> None:
     import pyarrow.compute as pc
     import trl  # type: ignore[import-not-found]
-    from datasets import disable_caching, load_dataset  # type: ignore[import-not-found]
+    from datasets import disable_caching, load_dataset
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
     from trl import SFTConfig, SFTTrainer
 

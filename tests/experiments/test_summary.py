@@ -19,7 +19,7 @@ JUDGED = {
 
 def lines(**changes: Any) -> dict[str, str]:
     judged = {name: value for name, value in (JUDGED | changes).items() if value is not None}
-    found = summarize(SPLIT, TOKENS, FINETUNED, judged)
+    found = summarize(SPLIT, TOKENS, FINETUNED, judged, {})
     return {line[:12].strip(): line[13:] for line in found if line}
 
 
@@ -39,3 +39,11 @@ def test_without_a_readable_verdict() -> None:
     shown = lines(score=None, base_score=None, win_rate=None, judge_auc=None, judge_reliable=0, invalid_fraction=1.0)
     assert shown["Score"] == shown["Win rate"] == "none: not one verdict could be read"
     assert "CANNOT BE RELIED ON" in shown["Judge"]
+
+
+def test_benchmarks_as_such_stand_below_and_their_parts_do_not() -> None:
+    own = {"metrics": {"acc": {"fine-tuned": {"value": 0.25}, "base": {"value": 0.5}}, "f1": {}}}
+    found = summarize(SPLIT, TOKENS, FINETUNED, JUDGED, {"mmlu (sample)": own, "mmlu/anatomy": own})
+    assert [line for line in found if line.startswith("Benchmark")] == [
+        "Benchmark    mmlu (sample) acc: fine-tuned 0.250, base 0.500"
+    ]

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, MistralConfig
 from stages.model import answers
 from stages.model.answers import Writer, answer
 from stages.model.calls import CallStore
-from stages.model.decoding import Completion, Decoding, Job
+from stages.model.decoding import Completion, Decoding, Job, Stops
 from stages.model.engine import Engine
 from stages.pipeline.errors import StoppedError, UserError
 from stages.pipeline.stopping import Stop
@@ -79,6 +79,22 @@ def test_another_way_to_decode_is_another_answer(asked: Asked, changed: dict[str
     asked(make_jobs(), make_writer())
     asked(make_jobs(), make_writer(**changed))
     assert asked.written == 12
+
+
+def test_other_texts_that_stop_it_are_another_answer(asked: Asked) -> None:
+    def decode(tokens: Sequence[int]) -> str:
+        return "".join(f"{token}," for token in tokens)
+
+    job = make_jobs(1)
+    (whole,) = asked(job, make_writer())
+    stops = Stops((decode(whole.token_ids[:2]),), decode)
+    for written in (1, 0):
+        asked.written = 0
+        (cut,) = answer("model", asked.folder, job, make_writer(), 2, asked.store, Stop(), stops=stops)
+        assert cut == (whole.token_ids[:2], "stop")
+        assert asked.written == written
+    assert asked(job, make_writer()) == [whole]
+    assert asked.written == 0
 
 
 def test_another_model_is_another_answer(asked: Asked, tiny_gpt2: Path) -> None:

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, MistralConfig
 
 from stages.model import engine as engine_module
 from stages.model.checkpoint import load_model
-from stages.model.decoding import Completion, Decoding, Job, complete, end_tokens
+from stages.model.decoding import NO_STOPS, Completion, Decoding, Job, Stops, complete, end_tokens
 from stages.model.engine import TILE, Engine
 from stages.model.prepacked import can_prepack, prepack
 from stages.model.sampling import seed_of
@@ -28,7 +28,12 @@ def make_jobs(count: int = 30, longest: int = 40, seed: int = 5) -> list[Job]:
 
 
 def by_engine(
-    model: Any, jobs: Sequence[Job], how: Decoding, batch_size: int = 8, ends: Sequence[int] = (2,)
+    model: Any,
+    jobs: Sequence[Job],
+    how: Decoding,
+    batch_size: int = 8,
+    ends: Sequence[int] = (2,),
+    stops: Stops = NO_STOPS,
 ) -> list[Completion]:
     done: dict[int, Completion] = {}
 
@@ -37,14 +42,17 @@ def by_engine(
         done[at] = completion
 
     room = max(len(job.prompt) for job in jobs) + how.max_new_tokens
-    Engine(model, how, ends, batch_size=batch_size, room=room).run(jobs, on_answer, lambda: None)
+    engine = Engine(model, how, ends, batch_size=batch_size, room=room, stops=stops)
+    engine.run(jobs, on_answer, lambda: None)
     return [done[at] for at in range(len(jobs))]
 
 
-def by_transformers(model: Any, jobs: Sequence[Job], how: Decoding, batch_size: int = 4) -> list[Completion]:
+def by_transformers(
+    model: Any, jobs: Sequence[Job], how: Decoding, batch_size: int = 4, stops: Stops = NO_STOPS
+) -> list[Completion]:
     done: dict[int, Completion] = {}
     model.set_attn_implementation("sdpa")
-    complete(model, jobs, ends=[2], how=how, batch_size=batch_size, on_answer=done.__setitem__)
+    complete(model, jobs, ends=[2], how=how, batch_size=batch_size, on_answer=done.__setitem__, stops=stops)
     return [done[at] for at in range(len(jobs))]
 
 
@@ -94,6 +102,25 @@ def test_end_of_text_stops_at_once_and_later(tiny_llama: Path) -> None:
     for whole, cut in zip(free, stopped, strict=True):
         at = next((i for i, token in enumerate(whole.token_ids) if token in (first, fourth)), None)
         assert cut == (whole.token_ids[:at], "length" if at is None else "stop")
+
+
+@pytest.mark.parametrize("kind", ["tiny_llama", "tiny_gpt2"])
+def test_texts_stop_an_answer_where_they_are_complete(kind: str, request: pytest.FixtureRequest) -> None:
+    """Tokens as text: their numbers between commas. A text of several tokens, of part of one, and one across two."""
+    model = load_model(request.getfixturevalue(kind), torch.float32, CPU)
+    jobs = make_jobs(12)
+    free = by_engine(model, jobs, Decoding(12), ends=[])
+    first, second = free[0].token_ids, free[1].token_ids
+    texts = (f"{first[2]},{first[3]},", f",{str(second[1])[:2]}", f"{free[2].token_ids[0]},")
+    stops = Stops(texts, lambda tokens: "".join(f"{token}," for token in tokens))
+    expected = []
+    for answer in free:
+        lengths = [n for n in range(1, 13) if any(text in stops.decode(answer.token_ids[:n]) for text in texts)]
+        expected.append(Completion(answer.token_ids[: min(lengths, default=12)], "stop" if lengths else "length"))
+    assert {len(answer.token_ids) for answer in expected[:3]} <= {1, 2, 3, 4}
+    for size in (3, 16):
+        assert by_engine(model, jobs, Decoding(12), size, ends=[], stops=stops) == expected
+    assert by_transformers(model, jobs, Decoding(12), stops=stops) == expected
 
 
 def test_prompts_longer_than_a_row_are_read_alone(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,11 +5,7 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -17,6 +13,7 @@ import pytest
 from stages.model.sources import checked_sha256, downloads_folder, fetch, weights_of
 from stages.pipeline.errors import UserError
 from tests.conftest import ROOT
+from tests.hub import COMMIT, serving
 
 MEMBER = "tiny_model/weights/tiny.Q4_1.gguf"
 WEIGHTS = b"GGUF" + bytes(range(256)) * 5000  # more than one piece of the copy
@@ -99,7 +96,6 @@ def test_downloads_are_kept_in_the_users_cache_folder(tmp_path: Path, monkeypatc
 
 # ---- hub:
 
-COMMIT = "c0ffee" * 6 + "abcd"
 HUB_REPO = {
     "README.md": b"---\nlicense: apache-2.0\n---\n# Tiny\n",
     "config.json": b"{}",
@@ -112,67 +108,6 @@ HUB_REPO = {
     "train.py": b"print()",
 }
 WANTED = {"README.md", "config.json", "tokenizer.json", "merges.txt", "chat_template.jinja", "model.safetensors"}
-
-
-class Hub:
-    """What a model hub answers to `snapshot_download`, and what it was asked for."""
-
-    def __init__(self, files: dict[str, bytes]) -> None:
-        self.files = files
-        self.requests: list[str] = []
-        self.url = ""
-
-    def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers and body."""
-        self.requests.append(path)
-        path = path.partition("?")[0]
-        if path in (f"/api/models/acme/tiny/revision/{revision}" for revision in ("main", COMMIT)):
-            siblings = [{"rfilename": name} for name in self.files]
-            return 200, {}, json.dumps({"id": "acme/tiny", "sha": COMMIT, "siblings": siblings}).encode()
-        if path == f"/api/models/acme/tiny/tree/{COMMIT}":
-            tree = [
-                {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
-                for name, content in self.files.items()
-            ]
-            return 200, {}, json.dumps(tree).encode()
-        name = path.removeprefix(f"/acme/tiny/resolve/{COMMIT}/")
-        if name in self.files:
-            etag = hashlib.sha1(self.files[name]).hexdigest()
-            return 200, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}, self.files[name]
-        code = "RevisionNotFound" if path.startswith("/api/models/acme/tiny/revision/") else "RepoNotFound"
-        return 404, {"X-Error-Code": code}, b"{}"
-
-
-@contextmanager
-def serving(files: dict[str, bytes]) -> Iterator[Hub]:
-    """A hub on a free port of the loopback interface."""
-    hub = Hub(files)
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            status, headers, body = hub.answer(self.path)
-            self.send_response(status)
-            for name, value in (headers | {"Content-Length": str(len(body))}).items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-        do_HEAD = do_GET
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Keep the test's output clean."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    hub.url = f"http://127.0.0.1:{server.server_port}"
-    try:
-        yield hub
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def fetch_from(url: str, source: str, home: Path) -> subprocess.CompletedProcess[str]:

@@ -1,11 +1,7 @@
 """generate and judge as a user starts them, with a tiny model and stand-in endpoints on real sockets."""
 
-import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,86 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from stages.instructions.instruction import Instruction
-from stages.instructions.prompts import TemplateMark, make_prompt, write_prompts
-from stages.instructions.templates import TEMPLATES
-from stages.judging.responses import Response, read_responses, write_responses
+from stages.judging.responses import Response, read_responses
 from stages.judging.verdicts import read_verdicts
-from stages.pipeline.files import read_parquet, write_json
-from tests.conftest import ROOT
+from stages.pipeline.files import read_parquet
 from tests.judging.servers import KEY, Act, Body, StandIn, fail, hang_up, say, serving
+from tests.pipeline.stages_alone import Project
 
-CHATML = TEMPLATES["chatml"]
-MARK = TemplateMark(CHATML.name, CHATML.hash, CHATML.end)
 OUTPUTS = ("data/scores.parquet", "data/verdicts.parquet", "data/review.html", "metrics/judge.json")
-
-
-class Project:
-    """A folder with a tiny base model and checkpoint, in which stages are started by themselves."""
-
-    def __init__(self, folder: Path, model: Path) -> None:
-        self.folder = folder
-        (folder / "data/split").mkdir(parents=True)
-        (folder / "data/base_model").symlink_to(model)
-        (folder / "data/checkpoint").mkdir()
-        for file in model.iterdir():
-            (folder / "data/checkpoint" / file.name).symlink_to(file)
-        write_json(folder / "data/checkpoint/onset.json", {"template": MARK._asdict()})
-        write_json(folder / "metrics/finetune.json", {"best_epoch": 1.0})
-        (folder / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
-        self.set("judge", card_rows=4, resamples=100)
-        self.set("generate", max_new_tokens=16, precision="fp32")
-
-    def set(self, section: str, **values: Any) -> None:
-        path = self.folder / "params.yaml"
-        sections = yaml.safe_load(path.read_text())
-        sections[section] |= values
-        path.write_text(yaml.safe_dump(sections))
-
-    def write_test(self, count: int, start: int = 0) -> None:
-        prompts = [
-            make_prompt(Instruction(f"Say {at}.", f"{at} it is.", category="ab"[at % 2], file="a", line=at), CHATML)
-            for at in range(start, start + count)
-        ]
-        write_prompts(self.folder / "data/split/test.parquet", prompts, MARK)
-
-    def write_responses(self, rows: list[Response]) -> None:
-        write_responses(self.folder / "data/responses.parquet", rows, {})
-
-    def start(self, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
-        env = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_TRACKING", "DVC_"))}
-        env |= {"PYTHONPATH": str(ROOT), "DVC_ROOT": str(self.folder), "OMP_NUM_THREADS": "1"} | environment
-        return subprocess.Popen(
-            [sys.executable, "-m", *arguments],
-            cwd=self.folder,
-            env=env,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def run(self, *arguments: str, given: str = "", code: int = 0, **environment: str) -> tuple[str, str]:
-        with self.start(*arguments, **environment) as process:
-            out, err = process.communicate(given, timeout=120)
-        assert process.returncode == code, err
-        return out, err
-
-    def fails(self, *arguments: str, **environment: str) -> str:
-        """The one line of an error; nothing was written."""
-        before = {name: (self.folder / name).exists() for name in OUTPUTS}
-        _, err = self.run(*arguments, code=2, **environment)
-        lines = [line for line in err.splitlines() if line.startswith("error: ")]
-        assert len(lines) == 1, err
-        assert "Traceback" not in err
-        assert before == {name: (self.folder / name).exists() for name in OUTPUTS}
-        return lines[0]
-
-    def judged(self) -> dict[str, Any]:
-        figures: dict[str, Any] = json.loads((self.folder / "metrics/judge.json").read_text())
-        return figures
 
 
 @pytest.fixture
