@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -109,20 +111,18 @@ def flat(figures: Figures, own: str, base: str) -> dict[str, float]:
 def list_text(benchmarks: Sequence[Benchmark], folder: Path) -> str:
     """Every benchmark: what it needs, what of it is there, and the command that gets it."""
     table = _table("Task", "Benchmark", "Needs", "Data")
-    notes = []
+    notes: list[RenderableType] = []
     for benchmark in benchmarks:
         wants = ", ".join(NEEDS[need] for need in sorted(benchmark.needs)) or "-"
         state = _state(benchmark, folder)
         table.add_row(benchmark.name, benchmark.title, wants, Text(state))
-        notes += [
-            Text(""),
-            Text(f"{benchmark.name}: {benchmark.about}"),
-            Text(f"  in {folder / benchmark.name}/: {benchmark.layout}"),
+        lines = [
+            benchmark.about,
+            f"in {folder / benchmark.name}/: {benchmark.layout}",
+            f"{how_to_get(benchmark)}; licence: {benchmark.source.licence}",
         ]
-        if state == "absent":
-            notes.append(Text(f"  {how_to_get(benchmark)}; licence: {benchmark.source.licence}"))
-        if benchmark.source.note:
-            notes.append(Text(f"  {benchmark.source.note}"))
+        lines += [benchmark.source.note] if benchmark.source.note else []
+        notes += ["", Text(benchmark.name), *(Padding(Text(line), (0, 0, 0, 4)) for line in lines)]
     return drawn(table, *notes)
 
 

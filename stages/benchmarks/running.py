@@ -92,7 +92,7 @@ def how_to_get(benchmark: Benchmark) -> str:
     source = benchmark.source
     if source.hub or source.package:
         return f"get it with `python -m stages.benchmark fetch {benchmark.name}`"
-    return f"get it from {source.where} ({benchmark.layout})"
+    return f"get it from {source.where}"
 
 
 def measure(

@@ -22,7 +22,7 @@ from stages.model.slots import UnsupportedModelError
 from stages.pipeline.errors import UserError
 from stages.pipeline.progress import bar, say
 
-ROWS = 1024
+ROWS = 2048
 """Tokens that a pass reads."""
 
 LOGITS = 256
