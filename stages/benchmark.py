@@ -78,8 +78,8 @@ def run(
     from stages.pipeline.progress import say
 
     if not settings.tasks:
-        with replacing_folder(rows):
-            pass
+        with replacing_folder(rows) as folder:
+            write_json(folder / "tasks.json", [])  # DVC warns of a folder that is empty
         write_json(metrics, {})
         say("benchmark: no task is asked for (benchmark.tasks); `python -m stages.benchmark list` shows what there is")
         return

@@ -24,6 +24,7 @@ from stages.pipeline.files import (
     read_parquet,
     replacing_folder,
     sha256_of,
+    write_json,
     write_parquet,
 )
 from stages.pipeline.progress import say, stopwatch
@@ -109,7 +110,7 @@ def measure(
     """
     found: dict[str, Any] = {}
     with replacing_folder(into) as temporary:
-        temporary.mkdir(parents=True, exist_ok=True)
+        write_json(temporary / "tasks.json", [f"{one.name}/{'+'.join(parts)}".rstrip("/") for one, parts in wanted])
         for benchmark, subtasks in wanted:
             own = folder / benchmark.name
             data = data_sha256(own)
