@@ -29,7 +29,7 @@ test: setup
 	ruff check .
 	ruff format --check .
 	mypy
-	OMP_NUM_THREADS=1 pytest -n 3 --dist loadfile
+	OMP_NUM_THREADS=1 pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 chat: setup
 	@python -m stages.generate chat

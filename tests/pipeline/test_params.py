@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from stages.base_model import BaseModelParams
+from stages.benchmark import BenchmarkParams
 from stages.format import FormatParams
 from stages.generate import GenerateParams
 from stages.judge import JudgeParams
@@ -25,6 +26,7 @@ CLASSES: tuple[type[Params], ...] = (
     FinetuneParams,
     GenerateParams,
     JudgeParams,
+    BenchmarkParams,
 )
 SHIPPED: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 

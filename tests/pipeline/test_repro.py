@@ -17,7 +17,7 @@ from stages.tokens.labels import IGNORE_INDEX
 from stages.tokens.tokenizer import Tokenizer
 from tests.pipeline.projects import TALKS, TINY, make_project, ran, repro, set_parameter
 
-STAGES = ["base-model", "format", "split", "tokenize-and-collate", "finetune", "generate", "judge"]
+STAGES = ["base-model", "format", "split", "tokenize-and-collate", "finetune", "generate", "judge", "benchmark"]
 
 
 @pytest.fixture(scope="module")
@@ -123,10 +123,10 @@ def test_a_parameter_of_judge_reruns_judge_alone_and_mlflow_may_be_dead(project:
     assert read(project, "judge") == before
 
 
-def test_the_learning_rate_reruns_three_and_back_restores_them(project: Path) -> None:
+def test_the_learning_rate_reruns_four_and_back_restores_them(project: Path) -> None:
     before = (project / "dvc.lock").read_text()
     set_parameter(project, "finetune.learning_rate", "3e-3")
-    assert ran(repro(project)) == ["finetune", "generate", "judge"]
+    assert sorted(ran(repro(project))) == ["benchmark", "finetune", "generate", "judge"]
     assert (project / "dvc.lock").read_text() != before
     set_parameter(project, "finetune.learning_rate", TINY["finetune"]["learning_rate"])
     assert ran(repro(project)) == []
