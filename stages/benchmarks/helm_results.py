@@ -31,6 +31,8 @@ def read_run(folder: Path, model: str, settings: Settings) -> Measurement:
     counts = {stat["name"]["split"]: int(stat["mean"]) for stat in _plain(stats, "num_instances")}
     split = next((name for name in ("test", "valid") if counts.get(name)), "")
     found = {metric: stat for metric in METRICS for stat in _plain(stats, metric) if stat["name"]["split"] == split}
+    if len(found) > 1:
+        found.pop("bits_per_byte", None)  # of language modelling; elsewhere it is 0 and says nothing
     if not found:
         raise UserError(f"helm: {spec['name']}: none of {', '.join(METRICS)} is in HELM's stats.json; take it out")
     instances = read_json(folder / "per_instance_stats.json")
