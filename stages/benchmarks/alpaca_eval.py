@@ -17,7 +17,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stages.benchmarks.benchmark import Figure, Found, Measurement, Message, Need, Row, Settings, Source, Subject
+from stages.benchmarks.benchmark import (
+    Benchmark,
+    Figure,
+    Found,
+    Measurement,
+    Message,
+    Need,
+    Row,
+    Settings,
+    Source,
+    Subject,
+)
 from stages.instructions.raw_files import read_text, read_values
 from stages.model.endpoint import EndpointParams, Reply, Request
 from stages.pipeline.errors import UserError
@@ -69,7 +80,7 @@ class Preference(NamedTuple):
     """By log probabilities; False: by the letter alone."""
 
 
-class AlpacaEval:
+class AlpacaEval(Benchmark):
     """Answers against a baseline's, as a judge prefers."""
 
     name = "alpaca_eval"
@@ -97,6 +108,13 @@ class AlpacaEval:
         """Instructions by the set they come from."""
         counts = dict(Counter(row.dataset for row in read_instructions(folder)))
         return Found(counts, dict.fromkeys(counts, 0) | PUBLISHED)
+
+    def check(self, folder: Path, wanted: Sequence[str], settings: Settings) -> None:
+        """It also needs a judge."""
+        from stages.benchmarks.judged import judge_of
+
+        super().check(folder, wanted, settings)
+        judge_of(settings, self.name)
 
     def measure(
         self, subjects: Sequence[Subject], folder: Path, wanted: Sequence[str], settings: Settings, into: Path

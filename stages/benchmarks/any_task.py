@@ -9,13 +9,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from stages.benchmarks.benchmark import Figure, Found, Measurement, Need, Row, Settings, Source, Subject
+from stages.benchmarks.benchmark import Benchmark, Figure, Found, Measurement, Need, Row, Settings, Source, Subject
 from stages.benchmarks.estimates import Estimate, weighted
 from stages.benchmarks.figures import About, figures
 from stages.pipeline.errors import UserError
 
 
-class AnyTask:
+class AnyTask(Benchmark):
     """One name of lm-eval's."""
 
     about = "a task of lm-eval as it has it, on rows that it fetches from the Hugging Face hub"
@@ -37,6 +37,10 @@ class AnyTask:
         """
         _manager(self.task, folder)
         return Found({self.task: 0}, {self.task: 0})
+
+    def check(self, folder: Path, wanted: Sequence[str], settings: Settings) -> None:
+        """It has no parts."""
+        self.find(folder)
 
     def measure(
         self, subjects: Sequence[Subject], folder: Path, wanted: Sequence[str], settings: Settings, into: Path

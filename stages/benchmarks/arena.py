@@ -23,7 +23,18 @@ from stages.benchmarks.arena_files import (
     write_battles,
     write_page,
 )
-from stages.benchmarks.benchmark import Figure, Found, Measurement, Message, Need, Row, Settings, Source, Subject
+from stages.benchmarks.benchmark import (
+    Benchmark,
+    Figure,
+    Found,
+    Measurement,
+    Message,
+    Need,
+    Row,
+    Settings,
+    Source,
+    Subject,
+)
 from stages.judging.verdicts import Preference
 from stages.model.endpoint import EndpointParams, Request
 from stages.pipeline.errors import UserError
@@ -52,7 +63,7 @@ TASK = (
 AGAIN = "Reply with [[A]], [[B]] or [[C]] and nothing else."
 
 
-class Arena:
+class Arena(Benchmark):
     """Battles between the subjects and other experiments."""
 
     name = "arena"

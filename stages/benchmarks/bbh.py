@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stages.benchmarks.benchmark import Figure, Found, Measurement, Need, Row, Settings, Source, Subject
+from stages.benchmarks.benchmark import Benchmark, Figure, Found, Measurement, Need, Row, Settings, Source, Subject
 from stages.benchmarks.estimates import Estimate, mean, weighted
 from stages.benchmarks.figures import About, figures
 from stages.benchmarks.tables import read_lines, text_of
@@ -109,7 +109,7 @@ def answer_of(reply: str) -> str:
     return letter.group() if letter else line
 
 
-class Bbh:
+class Bbh(Benchmark):
     """The benchmark."""
 
     name = "bbh"

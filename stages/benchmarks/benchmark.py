@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 from stages.model.endpoint import EndpointParams
+from stages.pipeline.errors import UserError
 
 Message = dict[str, str]
 """One turn of a chat: role (system, user, assistant) and content."""
@@ -202,6 +203,20 @@ class Benchmark(Protocol):
             UserError: a file is not in the publisher's format.
         """
         ...
+
+    def check(self, folder: Path, wanted: Sequence[str], settings: Settings) -> None:
+        """Refuse what can be known to be impossible before anything is measured.
+
+        Raises:
+            UserError: a subtask is not there; or, by benchmark, a judge, a permission or an environment is missing.
+        """
+        there = sorted(self.find(folder).rows)
+        for part in wanted:
+            if part not in there:
+                shown = ", ".join(there[:12]) + (", ..." if len(there) > 12 else "")
+                raise UserError(
+                    f"params.yaml: benchmark.tasks: {self.name}/{part} is not in {folder}; there are: {shown}"
+                )
 
     def measure(
         self, subjects: Sequence[Subject], folder: Path, wanted: Sequence[str], settings: Settings, into: Path

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.benchmarks.benchmark import Figure, Found, Measurement, Need, Row, Settings, Source, Subject
+from stages.benchmarks.benchmark import Benchmark, Figure, Found, Measurement, Need, Row, Settings, Source, Subject
 from stages.benchmarks.bigbench_tasks import Leaf, count, paths, prompts, read
 from stages.benchmarks.estimates import Estimate, weighted
 from stages.benchmarks.figures import About, figures
@@ -43,7 +43,7 @@ Doc = dict[str, Any]
 """prompt, choices, scores, targets."""
 
 
-class BigBench:
+class BigBench(Benchmark):
     """The benchmark."""
 
     name = "bigbench"

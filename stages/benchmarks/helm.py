@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from stages.benchmarks.benchmark import Figure, Found, Measurement, Need, Row, Settings, Source, Subject
+from stages.benchmarks.benchmark import Benchmark, Figure, Found, Measurement, Need, Row, Settings, Source, Subject
 from stages.benchmarks.helm_results import read_run
 from stages.instructions.raw_files import read_text
 from stages.pipeline.errors import UserError
@@ -34,7 +34,7 @@ _DESCRIPTION = re.compile(r'^\s*\{?\s*"?description"?\s*[:=]\s*"([^"]+)"', re.MU
 _RUNS_CODE = ("code", "bigcodebench", "image2")
 
 
-class Helm:
+class Helm(Benchmark):
     """Run entries, and what helm-run makes of them."""
 
     name = NAME
@@ -54,6 +54,11 @@ class Helm:
         """Its entries, each counted once: how many rows one has, HELM alone knows."""
         entries = read_entries(folder)
         return Found(dict.fromkeys(entries, 1), dict.fromkeys(entries, 0))
+
+    def check(self, folder: Path, wanted: Sequence[str], settings: Settings) -> None:
+        """It also needs its environment."""
+        super().check(folder, wanted, settings)
+        require()
 
     def measure(
         self, subjects: Sequence[Subject], folder: Path, wanted: Sequence[str], settings: Settings, into: Path

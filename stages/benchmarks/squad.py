@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.benchmarks.benchmark import Figure, Found, Measurement, Need, Row, Settings, Source, Subject
+from stages.benchmarks.benchmark import Benchmark, Figure, Found, Measurement, Need, Row, Settings, Source, Subject
 from stages.benchmarks.estimates import Estimate, estimate, mean
 from stages.benchmarks.figures import About, figures
 from stages.benchmarks.tables import Line, read_lines, text_of, value_of
@@ -71,7 +71,7 @@ def _of_hub(line: Line) -> Doc:
 
 
 @dataclass
-class Squad:
+class Squad(Benchmark):
     """One of the two benchmarks."""
 
     name: str

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from stages.benchmarks.benchmark import Figure, Found, Measurement, Need, Row, Settings, Source, Subject
+from stages.benchmarks.benchmark import Benchmark, Figure, Found, Measurement, Need, Row, Settings, Source, Subject
 from stages.benchmarks.estimates import Estimate, weighted
 from stages.benchmarks.figures import About, figures
 from stages.benchmarks.tables import SUFFIXES, Line, label_of, read_lines, text_of
@@ -125,7 +125,7 @@ def _key(name: str) -> str:
 
 
 @dataclass
-class Suite:
+class Suite(Benchmark):
     """A benchmark of several tasks, each with its own metrics."""
 
     name: str

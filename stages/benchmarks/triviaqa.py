@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.benchmarks.benchmark import Figure, Found, Measurement, Need, Row, Settings, Source, Subject
+from stages.benchmarks.benchmark import Benchmark, Figure, Found, Measurement, Need, Row, Settings, Source, Subject
 from stages.benchmarks.estimates import Estimate, mean, weighted
 from stages.benchmarks.figures import About, figures
 from stages.benchmarks.tables import Line, read_lines, text_of, value_of
@@ -85,7 +85,7 @@ def _doc(key: str, question: str, answer: str, golds: Sequence[str]) -> Doc:
     return {"id": key, "question": question.strip(), "answer": answer, "golds": golds}
 
 
-class TriviaQa:
+class TriviaQa(Benchmark):
     """The benchmark."""
 
     name = "triviaqa"

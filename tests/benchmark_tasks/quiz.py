@@ -4,12 +4,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.benchmarks.benchmark import Figure, Found, Measurement, Need, Row, Settings, Source, Subject
+from stages.benchmarks.benchmark import Benchmark, Figure, Found, Measurement, Need, Row, Settings, Source, Subject
 from stages.benchmarks.estimates import estimate
 from stages.pipeline.errors import UserError
 
 
-class Quiz:
+class Quiz(Benchmark):
     """Right is who gives the answer word for word."""
 
     name = "quiz"

@@ -46,6 +46,7 @@ def write_run(folder: Path, name: str = RUN) -> None:
             stat("exact_match", 0.25, perturbation=PERTURBATION),
             stat("exact_match", 0.75),
             stat("quasi_exact_match", 0.75),
+            stat("bits_per_byte", 0.0),
             stat("num_prompt_tokens", 340.0),
             stat("num_instances", 4.0),
             stat("num_instances", 1.0, "valid"),

@@ -8,7 +8,7 @@ import pytest
 
 from stages.benchmarks import catalog
 from stages.benchmarks.benchmark import Settings
-from stages.benchmarks.catalog import Wanted, parse
+from stages.benchmarks.catalog import parse
 from stages.benchmarks.report import figures_text, flat, list_text
 from stages.benchmarks.running import check, data_sha256, measure
 from stages.pipeline.errors import UserError
@@ -117,15 +117,10 @@ def test_absent_data_names_the_command_that_gets_it(folder: Path) -> None:
         check(parse(["quiz"]), folder, HOW)
 
 
-def test_judges_and_permissions_are_asked_for(folder: Path) -> None:
-    quiz = Quiz()
-    quiz.needs = frozenset({"judge"})
-    with pytest.raises(UserError, match=r"needs a judge; set benchmark.judge, as in \{base_url"):
-        check([Wanted(quiz, [])], folder, HOW)
-    quiz.needs = frozenset({"code"})
-    with pytest.raises(UserError, match=r"set benchmark\.allow_code_execution: true"):
-        check([Wanted(quiz, [])], folder, HOW)
-    check([Wanted(quiz, [])], folder, HOW._replace(allow_code_execution=True))
+def test_shots_of_no_benchmark_are_refused(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"benchmark\.shots: no benchmark is called 'quiss'; did you mean quiz"):
+        check(parse(["quiz"]), folder, HOW._replace(shots={"quiss": 1}))
+    check(parse(["quiz"]), folder, HOW._replace(shots={"quiz": 1}))
 
 
 def test_parts_of_one_benchmark_come_together(folder: Path) -> None:
