@@ -5,7 +5,10 @@ import os
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import fcntl
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +82,37 @@ def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "gpt2"
     make_model(folder, "gpt2")
     return folder
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A project in which `dvc repro` has run, with its cache, store and commits: made once for all processes of tests.
+
+    It is to be read alone; `copy_of_finished` gives one to change.
+    """
+    from tests.pipeline.projects import make_finished_project
+
+    shared = tmp_path_factory.getbasetemp()
+    if worker_id != "master":
+        shared = shared.parent
+    with (shared / "finished.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / "finished").is_dir():
+            making = shared / "finished.making"
+            shutil.rmtree(making, ignore_errors=True)
+            make_model(shared / "finished_model", "llama")
+            making.mkdir()
+            make_finished_project(making, shared / "finished_model")
+            making.rename(shared / "finished")
+    return shared / "finished"
+
+
+@pytest.fixture
+def copy_of_finished(finished: Path) -> Callable[[Path], Path]:
+    """A function that copies the finished project to a folder that is not there yet, without its MLflow store."""
+
+    def copy(to: Path) -> Path:
+        shutil.copytree(finished, to, symlinks=True, ignore=shutil.ignore_patterns("mlflow.db*", "mlartifacts"))
+        return to
+
+    return copy

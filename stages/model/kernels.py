@@ -19,6 +19,9 @@ from stages.pipeline.progress import say
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+KINDS = 64
+"""Kinds of arguments (precisions, sizes, gradients wanted or not) for which one kernel is compiled in a process."""
+
 _state = {"compiled": False, "required": False}
 
 
@@ -43,7 +46,7 @@ def use_compiled(wanted: bool, *, required: bool = False) -> None:
 
 
 def _kernel(function: Function) -> Function:
-    fused = functools.cache(lambda: torch.compile(function, dynamic=None, fullgraph=True))
+    fused = functools.cache(lambda: torch.compile(function, dynamic=None, fullgraph=True, recompile_limit=KINDS))
 
     @functools.wraps(function)
     def run(*arguments: Any) -> Any:

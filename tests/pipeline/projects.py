@@ -92,3 +92,27 @@ def set_parameter(project: Path, name: str, value: Any) -> None:
     params = yaml.safe_load((project / "params.yaml").read_text())
     params[section][key] = value
     (project / "params.yaml").write_text(yaml.safe_dump(params))
+
+
+def make_finished_project(folder: Path, base_model: Path) -> None:
+    """A project in which `dvc repro` has run and everything is committed."""
+    make_project(folder, base_model)
+    git(folder, "config", "user.name", "Ada")
+    git(folder, "config", "user.email", "ada@example.org")
+    commit(folder, "the project")
+    repro(folder)
+    commit(folder, "its results")
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """What a git command prints."""
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def commit(folder: Path, message: str) -> str:
+    """Commit everything; its hash."""
+    git(folder, "add", "-A")
+    git(folder, "commit", "-qm", message)
+    return git(folder, "rev-parse", "HEAD")
