@@ -30,13 +30,16 @@ def main() -> None:
 @one_line_errors()
 def summary(
     metrics: Annotated[Path, typer.Option(help="Folder of the stages' metrics.")] = Path("metrics"),
+    checkpoint: Annotated[Path, typer.Option(help="It says where it was made.")] = Path("data/checkpoint"),
 ) -> None:
     """Where overfitting began, the scores, and where to look; from the files of the last `dvc repro`."""
     from stages.experiments.summary import summarize
+    from stages.pipeline.environment import changed, read_environment, this_environment
     from stages.pipeline.files import read_json
 
     names = ("split", "tokens", "finetune", "judge", "benchmark")
-    print("\n".join(summarize(*(read_json(metrics / f"{name}.json") for name in names))))
+    elsewhere = changed(read_environment(checkpoint), this_environment())
+    print("\n".join(summarize(*(read_json(metrics / f"{name}.json") for name in names), elsewhere)))
 
 
 @app.command()

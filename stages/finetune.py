@@ -53,6 +53,7 @@ def main(
 
     stop = Stop()
     from stages.model.checkpoint import pick_device, pick_dtype
+    from stages.model.environment import training_environment
     from stages.model.finetuning import finetune, fingerprint_of, found_in_words
     from stages.model.loss_plot import draw_losses
     from stages.model.parallel import join, leave, noticing_lost_ranks
@@ -60,6 +61,7 @@ def main(
     from stages.model.records import LossWriter, summarize, write_example_losses
     from stages.model.state import StateFolder
     from stages.model.training import Data
+    from stages.pipeline.environment import FILE as ENVIRONMENT
     from stages.pipeline.files import dvc_root, read_json, replacing_folder, sha256_of, write_json
     from stages.pipeline.progress import say
     from stages.pipeline.tracking import FinetuneRun
@@ -90,6 +92,7 @@ def main(
             about |= {"method": settings.method}
             with replacing_folder(checkpoint) as folder:
                 export(folder, start, base_model, settings, history.best_weights, about)
+                write_json(folder / ENVIRONMENT, training_environment(device, dtype, ranks.world))
             write_example_losses(example_losses, history, data.validation.ids)
             draw_losses(plot, history.rows, history.found)
             write_json(metrics, summary)

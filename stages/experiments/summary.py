@@ -1,14 +1,28 @@
 """The few lines that end a run."""
 
+from collections.abc import Mapping
 from typing import Any
+
+from stages.pipeline.environment import in_words
 
 Metrics = dict[str, Any]
 
 NONE = "none: not one verdict could be read"
 
 
-def summarize(split: Metrics, tokens: Metrics, finetuned: Metrics, judged: Metrics, measured: Metrics) -> list[str]:
-    """Lines for a terminal, from the stages' metrics; `measured` is what benchmarks came to, if any were asked for."""
+def summarize(
+    split: Metrics,
+    tokens: Metrics,
+    finetuned: Metrics,
+    judged: Metrics,
+    measured: Metrics,
+    elsewhere: Mapping[str, tuple[Any, Any]],
+) -> list[str]:
+    """Lines for a terminal, from the stages' metrics.
+
+    `measured` is what benchmarks came to, if any were asked for; `elsewhere` what differs between the environment that
+    the checkpoint was made in and this one.
+    """
     lines = [
         "",
         f"Data         {split['train']} train, {split['validation']} validation, {split['test']} test; "
@@ -21,9 +35,11 @@ def summarize(split: Metrics, tokens: Metrics, finetuned: Metrics, judged: Metri
         f"ROUGE-L      {judged['rouge_l']:.3f}; base model {judged['base_rouge_l']:.3f}",
         f"Judge        {_trust(judged)}",
         *(f"Benchmark    {line}" for line in _wholes(measured)),
+        *([f"Made         in another environment, not here: {in_words(elsewhere)}"] if elsewhere else []),
         "",
         "Read every answer  data/review.html",
         "Loss plot          metrics/losses.png",
+        "All on one page    make report",
         "Compare runs       make ui, then http://127.0.0.1:5000; or dvc exp show",
     ]
     return lines

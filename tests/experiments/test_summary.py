@@ -19,7 +19,7 @@ JUDGED = {
 
 def lines(**changes: Any) -> dict[str, str]:
     judged = {name: value for name, value in (JUDGED | changes).items() if value is not None}
-    found = summarize(SPLIT, TOKENS, FINETUNED, judged, {})
+    found = summarize(SPLIT, TOKENS, FINETUNED, judged, {}, {})
     return {line[:12].strip(): line[13:] for line in found if line}
 
 
@@ -43,7 +43,12 @@ def test_without_a_readable_verdict() -> None:
 
 def test_benchmarks_as_such_stand_below_and_their_parts_do_not() -> None:
     own = {"metrics": {"acc": {"fine-tuned": {"value": 0.25}, "base": {"value": 0.5}}, "f1": {}}}
-    found = summarize(SPLIT, TOKENS, FINETUNED, JUDGED, {"mmlu (sample)": own, "mmlu/anatomy": own})
+    found = summarize(SPLIT, TOKENS, FINETUNED, JUDGED, {"mmlu (sample)": own, "mmlu/anatomy": own}, {})
     assert [line for line in found if line.startswith("Benchmark")] == [
         "Benchmark    mmlu (sample) acc: fine-tuned 0.250, base 0.500"
     ]
+
+
+def test_a_result_of_another_environment_is_called_that() -> None:
+    found = summarize(SPLIT, TOKENS, FINETUNED, JUDGED, {}, {"torch": ("2.12.0", "2.13.0"), "gpus": (["A100"], [])})
+    assert "Made         in another environment, not here: torch 2.12.0, here 2.13.0; gpus A100, here none" in found

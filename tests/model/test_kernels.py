@@ -208,3 +208,17 @@ def test_a_compiled_kernel_is_the_eager_one(kernel: str) -> None:
         for eager, fused in zip(*results, strict=True):
             assert fused.dtype == eager.dtype
             torch.testing.assert_close(fused, eager, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.skipif(not kernels.can_compile(), reason="no C++ compiler")
+def test_one_process_may_meet_more_kinds_of_arguments_than_torch_compiles_by_default() -> None:
+    kernels.use_compiled(True)
+    kinds = [
+        (dtype, learned)
+        for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int32)
+        for learned in ((False, True) if dtype.is_floating_point else (False,))
+    ]
+    assert len(kinds) > torch._dynamo.config.recompile_limit
+    for dtype, learned in kinds:
+        matrix = torch.ones(3, 2, dtype=dtype, requires_grad=learned)
+        assert kernels.transpose(matrix).shape == (2, 3)
