@@ -1,13 +1,15 @@
 # make repro   set up and run the pipeline on the shipped data and the default model
 # make test    set up and run every check
 # make chat    talk with the fine-tuned model; /base compares with the base model
+# make report  everything of this experiment on one page
+# make sweep   a small search over learning rate, epochs, masking and LoRA rank (long); ARGS="--help" tells how to set it
 # make ui      the MLflow UI on http://127.0.0.1:5000
 # make bench   time our stages against TRL, generate and others (long: training takes 25 minutes, answers 15); SCALE=1: also by size, to 1,000,000 rows
 # make lock    resolve the dependencies of pyproject.toml anew into requirements.lock
 
 SHELL := bash
 .DELETE_ON_ERROR:
-.PHONY: setup repro test chat ui bench lock
+.PHONY: setup repro test chat report sweep ui bench lock
 BIN := .venv/bin
 # Stages are started as `python`: the environment's must come first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -34,9 +36,15 @@ test: setup
 chat: setup
 	@python -m stages.generate chat
 
+report: setup
+	@python -m stages.experiment report $(ARGS)
+
+sweep: setup
+	@python -m stages.experiment sweep $(ARGS)
+
 ui: setup
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true \
-	  mlflow server --workers 1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
+	  mlflow server --workers 1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
 
 bench: setup .venv-bench/installed
 	dvc repro -q tokenize-and-collate

@@ -95,16 +95,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     shared = tmp_path_factory.getbasetemp()
     if worker_id != "master":
         shared = shared.parent
+    project, done = shared / "finished", shared / "finished.done"
     with (shared / "finished.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (shared / "finished").is_dir():
-            making = shared / "finished.making"
-            shutil.rmtree(making, ignore_errors=True)
+        if not done.exists():
+            shutil.rmtree(project, ignore_errors=True)
             make_model(shared / "finished_model", "llama")
-            making.mkdir()
-            make_finished_project(making, shared / "finished_model")
-            making.rename(shared / "finished")
-    return shared / "finished"
+            make_finished_project(project, shared / "finished_model")
+            done.touch()
+    return project
 
 
 @pytest.fixture

@@ -25,6 +25,9 @@ TINY: dict[str, dict[str, Any]] = {
 TALKS = 15
 """Conversations among the raw data."""
 
+STAGES = ["base-model", "format", "split", "tokenize-and-collate", "finetune", "generate", "judge", "benchmark"]
+"""In the order in which they run."""
+
 
 def make_project(folder: Path, base_model: Path) -> Path:
     """A fresh checkout of our files, 93 rows of the shipped data and conversations made of others, the tiny model."""
@@ -100,7 +103,7 @@ def make_finished_project(folder: Path, base_model: Path) -> None:
     git(folder, "config", "user.name", "Ada")
     git(folder, "config", "user.email", "ada@example.org")
     commit(folder, "the project")
-    repro(folder)
+    assert ran(repro(folder)) == STAGES
     commit(folder, "its results")
 
 
