@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stages.experiments.comparison import SAME_SCORE
+from stages.experiments.comparison_scores import SAME_SCORE
 from stages.experiments.revisions import AbsentError, locate
 from stages.judging.ratings import Battle, rate
 from stages.judging.reviews import VOTES, Review

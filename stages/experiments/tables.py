@@ -6,62 +6,35 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from stages.experiments.comparison import Difference
+from stages.experiments.comparison_scores import Difference
+from stages.experiments.comparison_texts import TEXT, around_changes, changed_words, row_title
+from stages.experiments.comparison_words import Section, named, sections, verdict
 from stages.pipeline.tables import drawn, one_line
 
 Figures = Mapping[str, Any]
 
-TEXT = 88
-"""Characters shown of an instruction or an answer."""
-
 
 def comparison_text(figures: Figures, fell: Sequence[Difference], rose: Sequence[Difference]) -> str:
-    """Everything of a comparison."""
-    parts: list[Table | Text] = [_sides(figures), Text(), *map(Text, _verdict(figures))]
-    if figures["by_category"]:
-        parts += [Text(), _categories(figures)]
+    """Everything of a comparison: the two, the verdict, causes, results, and the answers that changed most."""
+    table = _table("", "A", "B")
+    table.add_row("experiment", *(Text(one_line(named(figures[side]), 60)) for side in ("a", "b")))
+    lines = [*verdict(figures), *(f"warning: {warning}" for warning in figures["warnings"])]
+    parts: list[Table | Text] = [table, Text(), *(Text(one_line(line, 400)) for line in lines)]
+    for section in sections(figures):
+        parts.append(Text(f"\n{section.title}"))
+        if section.rows:
+            parts.append(_of_section(section))
+        parts += [Text(line) for line in section.lines]
     for title, rows in (("Fell most from A to B", fell), ("Rose most from A to B", rose)):
         if rows:
             parts += [Text(f"\n{title}"), _rows(rows)]
     return drawn(*parts)
 
 
-def _sides(figures: Figures) -> Table:
-    table = _table("", "A", "B")
-    sides = [figures[side] for side in ("a", "b")]
-    table.add_row("experiment", *(Text(one_line(side["name"], 40)) for side in sides))
-    table.add_row("score", *(f"{figures[name]:.1f}" for name in ("score_a", "score_b")))
-    table.add_row("overfitting began", *(_onset(side) for side in sides))
-    table.add_row("judge", *(Text(one_line(side["judge"] or "not known", 40)) for side in sides))
-    table.add_row("judge AUC", *(_number(side["judge_auc"], 2) for side in sides))
-    return table
-
-
-def _verdict(figures: Figures) -> list[str]:
-    rows = figures["rows"]
-    left = {
-        "only in A": rows["only_a"],
-        "only in B": rows["only_b"],
-        "with another instruction or reference": rows["other_reference"],
-        "without a score": rows["unscored"],
-    }
-    not_compared = ", ".join(f"{count} {name}" for name, count in left.items() if count)
-    p_value = figures["p_value"]
-    lines = [
-        f"{rows['compared']} rows compared" + (f"; not compared: {not_compared}" if not_compared else ""),
-        f"B - A: {_with_interval(figures)} ({figures['confidence']:.0%} interval)"
-        + ("" if p_value is None else f"; p = {p_value:.2g} (paired randomization test)"),
-        f"B wins {figures['wins_b']}, A wins {figures['wins_a']}, {figures['ties']} ties",
-    ]
-    return lines + [f"warning: {one_line(warning, 300)}" for warning in figures["warnings"]]
-
-
-def _categories(figures: Figures) -> Table:
-    table = _table("Category", "Rows", "A", "B", "B - A", "B wins", "A wins", "Ties")
-    for name, own in figures["by_category"].items():
-        scores = (f"{own[key]:.1f}" for key in ("score_a", "score_b"))
-        results = (str(own[key]) for key in ("wins_b", "wins_a", "ties"))
-        table.add_row(Text(one_line(name, 30)), str(own["num_rows"]), *scores, _with_interval(own), *results)
+def _of_section(section: Section) -> Table:
+    table = _table(*section.columns, left=len(section.columns) if section.is_cause else 1)
+    for row in section.rows:
+        table.add_row(*(Text(one_line(cell, TEXT)) for cell in row))
     return table
 
 
@@ -70,27 +43,11 @@ def _rows(rows: Sequence[Difference]) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for row in rows:
-        asked = one_line(f"{row.first.asked[0]} {row.first.asked[1]}", TEXT)
-        table.add_row(f"{row.change:+.1f}", Text(f"{asked}  [{row.id}]"))
-        for name, side in (("A", row.first), ("B", row.second)):
-            table.add_row(f"  {name} {side.score:.0f}", Text(one_line(side.response, TEXT) or "(empty)"))
+        table.add_row(f"{row.change:+.1f}", Text(f"{row_title(row)}  [{row.id}]"))
+        texts = changed_words(row.first.response, row.second.response)
+        for name, side, pieces in zip("AB", (row.first, row.second), texts, strict=True):
+            table.add_row(f"  {name} {side.score:.0f}", Text(around_changes(pieces)))
     return table
-
-
-def _onset(side: Figures) -> str:
-    epoch = side["overfit_epoch"]
-    if epoch is None:
-        return "not known"
-    if epoch < 0:
-        return "not seen"
-    return f"epoch {epoch:.2f}" + ("" if side["overfit_confirmed"] else ", not confirmed")
-
-
-def _with_interval(figures: Figures) -> str:
-    text = f"{figures['difference']:+.1f}"
-    if figures["difference_low"] is not None:
-        text += f" [{figures['difference_low']:+.1f}, {figures['difference_high']:+.1f}]"
-    return text
 
 
 def arena_text(figures: Figures) -> str:
@@ -113,10 +70,10 @@ def arena_text(figures: Figures) -> str:
     return drawn(table, *map(Text, lines))
 
 
-def _table(*names: str) -> Table:
+def _table(*names: str, left: int = 2) -> Table:
     table = Table(box=None, pad_edge=False)
     for at, name in enumerate(names):
-        text = name in ("", "A", "B", "Player", "Category") and (at < 2 or len(names) == 3)
+        text = at < left or names == ("", "A", "B")
         table.add_column(name, justify="left" if text else "right", no_wrap=not text, overflow="fold")
     return table
 

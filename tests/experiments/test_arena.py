@@ -164,7 +164,7 @@ def test_revisions_of_a_repository(repository: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     figures = json.loads(Path("out.json").read_text())
     assert (figures["score_a"], figures["score_b"], figures["wins_a"], figures["wins_b"]) == (66, 39, 3, 2)
-    assert figures["a"]["judge_auc"] == 0.95
+    assert figures["a"]["results"]["judge_auc"] == 0.95
     done = run(repository, "compare", "workspace", "nonsense")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: nonsense: neither a folder with data/ nor a revision or experiment")

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.experiments.comparison import Answered, Difference, Experiment, compare, differences, most_changed
+from stages.experiments.comparison import compare
 from stages.experiments.comparison import read_experiment as read
-from stages.pipeline.errors import UserError
+from stages.experiments.comparison_scores import Answered, Difference, compare_scores, differences, most_changed
 from tests.experiments.making import make_experiment, run
 
 KNOBS: dict[str, Any] = {"confidence": 0.95, "resamples": 200, "seed": 1}
@@ -24,12 +24,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def made(name: str, values: list[float]) -> Experiment:
-    rows = {
+def made(name: str, values: list[float]) -> dict[str, Answered]:
+    return {
         str(number): Answered(("i", "", "r"), "c", f"{name} {number}", value, "b", 1.0)
         for number, value in enumerate(values)
     }
-    return Experiment(name, rows, "embedded", {"judge_reliable": 1}, {})
 
 
 def both(**second: Any) -> dict[str, Any]:
@@ -50,15 +49,16 @@ def test_figures_by_hand() -> None:
     assert figures["p_value"] == pytest.approx(2 * ((signs.T @ change) >= 35).mean(), abs=1e-3)
     assert figures["difference_low"] < 5.8333 < figures["difference_high"]
     assert figures["by_category"] == {}, "three rows are too few"
-    assert figures["warnings"] == []
-    assert (figures["a"]["overfit_epoch"], figures["a"]["judge_auc"], figures["a"]["judge"]) == (1.25, 0.95, "embedded")
+    assert doubts(figures) == []
+    results = figures["a"]["results"]
+    assert (results["overfit_epoch"], results["judge_auc"], figures["a"]["judge"]) == (1.25, 0.95, "embedded")
 
 
 @given(scores)
 @settings(max_examples=30, deadline=None)
 def test_the_other_way_round_it_is_mirrored(pairs: list[tuple[float, float]]) -> None:
     one, other = (made(name, list(values)) for name, values in zip("ab", zip(*pairs, strict=True), strict=True))
-    forward, backward = compare(one, other, **KNOBS), compare(other, one, **KNOBS)
+    forward, backward = compare_scores(one, other, **KNOBS), compare_scores(other, one, **KNOBS)
     assert forward["difference"] == -backward["difference"]
     assert (forward["wins_a"], forward["wins_b"], forward["ties"]) == (
         backward["wins_b"],
@@ -74,11 +74,11 @@ def test_the_other_way_round_it_is_mirrored(pairs: list[tuple[float, float]]) ->
 def test_a_difference_is_found_and_none_is_not_made_up() -> None:
     chance = np.random.default_rng(3)
     first = chance.uniform(20, 80, 150)
-    better = compare(made("a", list(first)), made("b", list(first + chance.normal(4, 10, 150))), **KNOBS)
+    better = compare_scores(made("a", list(first)), made("b", list(first + chance.normal(4, 10, 150))), **KNOBS)
     assert better["difference_low"] > 0
     assert better["p_value"] < 0.01
     same = [
-        compare(made("a", list(first)), made("b", list(first + chance.normal(0, 10, 150))), **KNOBS)["p_value"]
+        compare_scores(made("a", list(first)), made("b", list(first + chance.normal(0, 10, 150))), **KNOBS)["p_value"]
         for _ in range(20)
     ]
     assert 0.2 < np.mean(same) < 0.8
@@ -91,13 +91,14 @@ def test_rows_that_cannot_be_compared_are_counted() -> None:
 
 
 def test_another_reference_is_not_compared() -> None:
-    with pytest.raises(UserError, match="6 have the same id, 0 the same instruction and reference"):
-        both(scores=[1.0] * 6, reference="It is green.")
+    figures = both(scores=[1.0] * 6, reference="It is green.")
+    assert "6 have the same id, 0 the same instruction and reference" in figures["scores_missing"]
+    assert "difference" not in figures
 
 
 def test_nothing_in_common_is_said() -> None:
-    with pytest.raises(UserError, match="no row to compare: of 6 and 2 rows 0 have the same id"):
-        both(scores=[1.0, 2.0], start=100)
+    figures = both(scores=[1.0, 2.0], start=100)
+    assert figures["scores_missing"].startswith("no row to compare: of 6 and 2 rows 0 have the same id")
 
 
 def test_categories_with_five_rows_are_compared() -> None:
@@ -109,14 +110,19 @@ def test_categories_with_five_rows_are_compared() -> None:
     assert (figures["even"]["num_rows"], figures["even"]["difference"], figures["even"]["wins_b"]) == (5, 2, 5)
 
 
+def doubts(figures: dict[str, Any]) -> list[str]:
+    """Warnings, without those that say what is not known of the causes."""
+    return [warning for warning in figures["warnings"] if warning not in figures["causes"]["unknown"]]
+
+
 def test_what_makes_scores_doubtful_is_said() -> None:
-    assert "two judges, embedded and gpt" in both(scores=[1.0] * 6, judge="gpt")["warnings"][0]
-    assert "cannot be relied on (judge_auc 0.6)" in both(scores=[1.0] * 6, auc=0.6)["warnings"][0]
-    assert "it changed" in both(scores=[1.0] * 6, base_score=50.0)["warnings"][0]
-    assert both(scores=[1.0] * 6, base_score=50.0, base="another model")["warnings"] == []
+    assert "two judges, embedded and gpt" in doubts(both(scores=[1.0] * 6, judge="gpt"))[0]
+    assert "cannot be relied on (judge_auc 0.6)" in doubts(both(scores=[1.0] * 6, auc=0.6))[0]
+    assert "it changed" in doubts(both(scores=[1.0] * 6, base_score=50.0))[0]
+    assert doubts(both(scores=[1.0] * 6, base_score=50.0, base="another model")) == []
     twins = both(scores=[10.0, 20.0, 30.0, 40.0, 50.0, 60.0])
     assert (twins["identical"], twins["ties"], twins["p_value"]) == (True, 6, 1)
-    assert "every row is a tie" in twins["warnings"][0]
+    assert "every row is a tie" in doubts(twins)[0]
 
 
 def test_most_changed_rows() -> None:
@@ -128,17 +134,20 @@ def test_most_changed_rows() -> None:
     assert [len(side) for side in most_changed(differences(one, other), 1)] == [1, 1]
 
 
-def test_files_of_an_older_or_newer_pipeline_are_read_by_name() -> None:
+def test_what_is_not_there_is_left_out() -> None:
     make_experiment(Path("a"), [1.0, 2.0])
     for name in ("data/verdicts.parquet", "metrics/judge.json", "metrics/finetune.json"):
         Path("a", name).unlink()
     found = read("a", Path("x"))
-    assert (found.judge, found.judged, found.finetuned) == (None, {}, {})
+    assert (found.judge, found.metrics) == (None, {})
     figures = compare(found, found, **KNOBS)
     assert any("no metrics/judge.json" in warning for warning in figures["warnings"])
+    Path("a/metrics/finetune.json").write_text('{"overfit_epoch": 2.0}')
     Path("a/data/scores.parquet").unlink()
-    with pytest.raises(UserError, match=r"a: not judged: it holds no data/scores.parquet"):
-        read("a", Path("x"))
+    found = read("a", Path("x"))
+    figures = compare(found, found, **KNOBS)
+    assert figures["scores_missing"].startswith("a: holds no data/scores.parquet; run `dvc repro` there")
+    assert figures["a"]["results"] == {"overfit_epoch": 2.0}
 
 
 # ---- through the door
@@ -169,7 +178,7 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path: Path) -> None:
     ("first", "second", "expected"),
     [
         ("workspace", "nowhere", "nowhere: not a folder with data/, and this is no Git repository"),
-        ("empty", "workspace", "empty: not judged: it holds no data/scores.parquet"),
+        ("empty", "workspace", "empty: holds no experiment: neither dvc.lock nor metrics nor scores"),
         ("damaged", "workspace", "damaged/data/scores.parquet: damaged"),
     ],
 )
