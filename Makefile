@@ -24,6 +24,7 @@ setup: .venv/installed
 	touch $@
 
 repro: setup
+	@git rev-parse --git-dir > /dev/null 2>&1 || { git init -q && echo "No Git repository here: made one, since DVC needs it"; }
 	dvc repro
 	@python -m stages.experiment summary
 

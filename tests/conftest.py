@@ -106,7 +106,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     return project
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def copy_of_finished(finished: Path) -> Callable[[Path], Path]:
     """A function that copies the finished project to a folder that is not there yet, without its MLflow store."""
 

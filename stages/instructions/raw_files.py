@@ -43,7 +43,7 @@ class RepeatedKeys(dict[str, Any]):
 
 
 def find_files(folder: Path) -> list[Path]:
-    """Every data file below `folder`, sorted; hidden ones and `.md` files are left out.
+    """Every data file below `folder`, sorted; hidden ones, `.md` and DVC's `.dvc` files are left out.
 
     Raises:
         UserError: the folder is missing or empty, holds a file of another kind, a link to nowhere or in a circle.
@@ -58,7 +58,7 @@ def find_files(folder: Path) -> list[Path]:
         for name in folders:
             if (here / name).is_symlink() and _leads_back(here / name):
                 raise UserError(f"{here / name}: a link to a folder that contains it; remove the link")
-        files += [here / name for name in names if not name.startswith(".") and not name.endswith(".md")]
+        files += [here / name for name in names if not name.startswith(".") and not name.endswith((".md", ".dvc"))]
     for path in files:
         if not _is_text(str(path)):
             raise UserError(f"{path}: a name that is not UTF-8; rename the file")

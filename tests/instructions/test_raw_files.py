@@ -376,7 +376,7 @@ def test_an_unreadable_file_or_folder_is_named(
 
 def test_folders_are_read_in_sorted_order_and_files_for_people_are_not(tmp_path: Path) -> None:
     data = ["a.json", "b/a/x.csv.gz", "b/z.parquet", "c.jsonl"]
-    for name in [*reversed(data), "README.md", "b/notes.md", ".gitignore", ".hidden/broken.json", "b/.half.jsonl"]:
+    for name in [*reversed(data), "README.md", "b/a.jsonl.dvc", ".gitignore", ".hidden/broken.json", "b/.half.jsonl"]:
         write(tmp_path, name, "x")
     assert [path.relative_to(tmp_path).as_posix() for path in find_files(tmp_path)] == data
 
