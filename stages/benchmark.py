@@ -95,7 +95,8 @@ def run(
 
     from stages.benchmarks.subject import both
     from stages.pipeline.stopping import Stop, stoppable
-    from stages.pipeline.tracking import BenchmarkRun
+    from stages.pipeline.tracking import log_benchmark
+    from stages.pipeline.tracking_files import Files
 
     stop = Stop()
     with stoppable(stop):
@@ -109,13 +110,8 @@ def run(
         figures = measure(wanted, subjects, marks, benchmarks, how, rows)
     write_json(metrics, figures)
     print(figures_text(figures))
-    BenchmarkRun().log(
-        params=params,
-        data={"checkpoint": checkpoint / "model.safetensors"},
-        finetune_metrics=finetune_metrics,
-        summary=flat(figures, *(subject.name for subject in subjects)),
-        files=[metrics],
-    )
+    mirrored = Files(params, finetune_metrics, benchmarked=metrics, base_model=base_model, checkpoint=checkpoint)
+    log_benchmark(mirrored, flat(figures, *(subject.name for subject in subjects)))
 
 
 @app.command("list")

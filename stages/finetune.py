@@ -65,6 +65,7 @@ def main(
     from stages.pipeline.files import dvc_root, read_json, replacing_folder, sha256_of, write_json
     from stages.pipeline.progress import say
     from stages.pipeline.tracking import FinetuneRun
+    from stages.pipeline.tracking_files import Files
     from stages.tokens.arrays import read_arrays
 
     device = pick_device()
@@ -74,12 +75,11 @@ def main(
     data = Data(read_arrays(tokens / "train"), read_arrays(tokens / "validation"))
     training = fingerprint_of(settings, tokens, start, dtype, device, ranks)
     state = StateFolder(dvc_root() / ".checkpoints" / training)
-    mirrored = {name: tokens / name / "input_ids.npy" for name in ("train", "validation")}
-    mirrored |= {"base_model": base_model / "origin.json"}
+    mirrored = Files(params, metrics, losses, plot, base_model=base_model, checkpoint=checkpoint)
     with (
         stoppable(stop),
         state.locked() if ranks.first else nullcontext(),
-        FinetuneRun(params, mirrored, training, quiet=not ranks.first) as run,
+        FinetuneRun(mirrored, training, quiet=not ranks.first) as run,
         noticing_lost_ranks(ranks),
     ):
         writer = LossWriter(losses if ranks.first else None, run.log_losses)
@@ -98,7 +98,7 @@ def main(
             write_json(metrics, summary)
             measured = {"tokens_per_second": round(tokens_per_second, 1)}
             write_json(speed, measured | {"checkpoint_sha256": sha256_of(checkpoint / "model.safetensors")})
-            run.finish(metrics, summary | measured, [plot, losses])
+            run.finish(measured)
             if stop.reason is not None:  # DVC will not record what it did not wait for
                 raise StoppedError(f"finetune: stopped at its end ({stop.reason}); run `dvc repro` to go on")
             state.remove()

@@ -88,21 +88,19 @@ def main(
     from stages.judging.review import write_review
     from stages.judging.scoring import (
         figures_of,
-        flat,
         in_words,
         judge_with,
         said_of,
         score_rows,
-        score_table,
         write_scores,
     )
     from stages.judging.verdicts import write_verdicts
-    from stages.pipeline.files import read_json, sha256_of, write_json
+    from stages.pipeline.files import sha256_of, write_json
     from stages.pipeline.progress import say
-    from stages.pipeline.tracking import JudgeRun
+    from stages.pipeline.tracking import log_judge
+    from stages.pipeline.tracking_files import Files
 
     rows, _ = read_responses(responses)
-    finetuned = read_json(finetune_metrics)
     opponent = find_opponent(settings.pairwise, rows, opponents)
     tried = settings.model_dump(include={"card_rows", "seed"})
     asked = settings.model_dump(include={"scale", "rubric", "seed"})
@@ -116,14 +114,8 @@ def main(
     by_judge = {one.judge: [verdict.score for verdict in one.own] for one in judged}
     write_review(review, rows, scored, summary, judges=by_judge, responses_sha256=mark)
     write_json(metrics, summary)
-    JudgeRun().log(
-        params=params,
-        data={"responses": responses},
-        finetune_metrics=finetune_metrics,
-        summary=finetuned | flat(summary),
-        table=score_table(rows, scored),
-        files=[review],
-    )
+    kept = {"responses": responses, "scores": scores, "review": review, "base_model": base_model}
+    log_judge(Files(params, finetune_metrics, judged=metrics, **kept))
     say(f"judge: {in_words(summary)}; read {review}")
 
 
@@ -170,14 +162,15 @@ def import_reviews(
     from stages.judging.verdicts import read_verdicts
     from stages.pipeline.files import sha256_of, write_json
     from stages.pipeline.progress import say
-    from stages.pipeline.tracking import JudgeRun
+    from stages.pipeline.tracking import log_reviews
+    from stages.pipeline.tracking_files import Files
 
     rows, _ = read_responses(responses)
     judges = graded_by_judge(read_verdicts(verdicts)[0])
     lines = keep(files, responses, [row.id for row in rows], reviews)
     figures = summarize_reviews(list(read_reviews(reviews, sha256_of(responses)).values()), judges)
     write_json(metrics, figures)
-    JudgeRun().log_reviews(responses, headlines(figures), metrics)
+    log_reviews(Files(responses=responses), headlines(figures), metrics)
     for line in lines:
         say(line)
     print(table_of(figures))

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas as pd
 import pyarrow as pa
 
 from stages.judging.card import make_card, try_judge
@@ -160,17 +159,6 @@ def said_of(rows: Sequence[Response], judged: Sequence[Judged]) -> list[Said]:
 def write_scores(path: Path, scored: Sequence[Scored]) -> None:
     """Write data/scores.parquet."""
     write_parquet(path, [row._asdict() for row in scored], SCHEMA)
-
-
-def score_table(rows: Sequence[Response], scored: Sequence[Scored]) -> pd.DataFrame:
-    """Responses and scores side by side, for MLflow."""
-    return pd.DataFrame(rows).merge(pd.DataFrame(scored).drop(columns="category"), on="id", validate="one_to_one")
-
-
-def flat(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures with those of other judges beside them, each under its judge's name, for MLflow."""
-    others = summary.get("other_judges", {})
-    return {**summary, **{f"{judge}/{name}": value for judge, own in others.items() for name, value in own.items()}}
 
 
 def in_words(summary: Mapping[str, Any]) -> str:

@@ -143,7 +143,9 @@ def fingerprint_of(
     files |= {f"model/{path.name}": path for path in start.iterdir() if path.suffix in (".safetensors", ".json")}
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
-        if file and (name == "__main__" or (name.startswith("stages.") and name != "stages.pipeline.tracking")):
+        if file and (
+            name == "__main__" or (name.startswith("stages.") and not name.startswith("stages.pipeline.tracking"))
+        ):
             files[f"code/{name}"] = Path(file)
     return fingerprint(values, files)
 

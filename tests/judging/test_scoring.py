@@ -18,7 +18,6 @@ from stages.judging.scoring import (
     opponent_of,
     said_of,
     score_rows,
-    score_table,
     write_scores,
 )
 from stages.judging.verdicts import Preference, Said, Usage, Verdict, read_verdicts, write_verdicts
@@ -86,10 +85,6 @@ def test_each_answer_meets_its_own_row(tmp_path: Path) -> None:
     assert "other_judges" not in summary
     write_scores(tmp_path / "scores.parquet", scored)
     assert [s["id"] for s in read_parquet(tmp_path / "scores.parquet")] == ["aa", "bb", "cc", "dd"]
-    table = score_table(ROWS, scored)
-    assert table["response"].tolist() == ["aa", "no", "cc", "dd"]
-    assert table["win"].tolist()[:3] == [1, 0, 0.5]
-    assert table["category"].tolist() == ["a", "a", "b", "b"]
 
 
 def test_pairs_against_the_base_model_decide_the_win_rate() -> None:

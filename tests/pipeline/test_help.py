@@ -69,6 +69,10 @@ def test_help_shows_docstring_and_options(stage: str, tmp_path: Path) -> None:
         ("experiment", "summary"),
         ("experiment", "compare"),
         ("experiment", "arena"),
+        ("experiment", "sync"),
+        ("experiment", "sweep"),
+        ("experiment", "report"),
+        ("experiment", "trace"),
         ("judge", "calibrate"),
         ("judge", "import-reviews"),
         ("generate", "chat"),
@@ -86,7 +90,7 @@ def test_help_of_experiment_lists_its_commands(tmp_path: Path) -> None:
     done = run(["-m", "stages.experiment", "--help"], tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert plain(experiment.__doc__ or "-") in plain(done.stdout)
-    assert all(command in done.stdout for command in ("summary", "compare", "arena"))
+    assert all(command in done.stdout for command in ("summary", "compare", "arena", "sweep", "sync", "report", "trace"))
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -27,7 +27,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 
 from stages.model import launching
 from stages.pipeline.errors import BusyError, one_line_errors
-from stages.pipeline.tracking import EXPERIMENT
+from stages.pipeline.tracking_store import EXPERIMENT
 from tests.imports import ROOT
 from tests.pipeline.killing import digests, write_inputs, write_params
 

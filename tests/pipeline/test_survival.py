@@ -21,7 +21,7 @@ import pytest
 import yaml
 from mlflow.entities import Run
 
-from stages.pipeline.tracking import EXPERIMENT
+from stages.pipeline.tracking_store import EXPERIMENT
 from tests.pipeline.killing import (
     OUTPUTS,
     SETTINGS,
@@ -106,11 +106,15 @@ def check_one_run(folder: Path, undisturbed: Training) -> None:
     (run,) = (run for run in runs(folder) if run.info.run_id not in known)
     assert run.info.status == "FINISHED"
     losses = pd.read_csv(folder / "metrics/losses.csv")
-    expected = {name: list(zip(losses["step"], losses[name], strict=True)) for name in losses.columns}
+    expected = {name: list(zip(losses["step"], losses[name], strict=True)) for name in losses.columns if name != "step"}
     summary = json.loads((folder / "metrics/finetune.json").read_text())
     summary["tokens_per_second"] = json.loads((folder / "metrics/speed.json").read_text())["tokens_per_second"]
     expected |= {name: [(0, value)] for name, value in summary.items()}
+    if summary["overfit_step"] >= 0:
+        expected["onset"] = [(summary["overfit_step"], summary["best_validation_loss"])]
     client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    models = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
+    assert [model.status for model in models] == ["READY"]
     histories = {name: client.get_metric_history(run.info.run_id, name) for name in run.data.metrics}
     assert histories.keys() == expected.keys()
     for name, points in expected.items():
@@ -202,7 +206,8 @@ def test_killed_at_every_point_of_a_save(undisturbed: Training, training: Traini
 AFTER_TRAINING: dict[str, Hook] = {
     "checkpoint alone": die_before("stages.model.records.write_example_losses"),
     "all files": die_before("stages.pipeline.tracking.FinetuneRun.finish"),
-    "figures in MLflow without files": die_before("mlflow.log_artifact"),
+    "figures in MLflow without files": die_before("mlflow.MlflowClient.log_artifact"),
+    "half a model in MLflow": die_before("mlflow.models.Model.save"),
     "all in MLflow": die_before("stages.model.state.StateFolder.remove"),
 }
 
@@ -217,7 +222,7 @@ def test_killed_while_it_writes_what_it_found(undisturbed: Training, training: T
 
 def test_killed_once_its_state_is_gone(undisturbed: Training, training: Training) -> None:
     """It trains anew, in the same run of MLflow."""
-    for hook in (die_amid_removal(".checkpoints/*"), die_before("mlflow.end_run")):
+    for hook in (die_amid_removal(".checkpoints/*"), die_before("mlflow.MlflowClient.set_terminated")):
         assert training.run(hook) == -signal.SIGKILL
     assert training.run() == 0
     assert training.steps == 3 * undisturbed.steps

@@ -1,5 +1,6 @@
 """Fine-tunings in MLflow: one run each, however often they were stopped, and none of them needs it."""
 
+import json
 import os
 import shutil
 import socket
@@ -14,10 +15,12 @@ import pytest
 from mlflow.entities import Run
 
 from stages.pipeline.errors import StoppedError
-from stages.pipeline.tracking import EXPERIMENT, FINETUNE_TAG, TRAINING_TAG, FinetuneRun
+from stages.pipeline.tracking import FinetuneRun
+from stages.pipeline.tracking_files import Files
+from stages.pipeline.tracking_store import EXPERIMENT, FINETUNE_TAG, TRAINING_TAG
 from tests.conftest import ROOT
 
-SUMMARY = {"best_epoch": 1.0, "overfit_epoch": -1}
+SUMMARY = {"best_epoch": 1.0, "best_validation_loss": 0.5, "overfit_epoch": 1.0, "overfit_step": 5}
 
 SERVER = """
 import os, sys
@@ -47,7 +50,7 @@ class Root:
         (folder / "metrics").mkdir(parents=True)
         shutil.copyfile(store, folder / "mlflow.db")
         shutil.copyfile(ROOT / "params.yaml", folder / "params.yaml")
-        (folder / "metrics/finetune.json").write_text("{}")
+        (folder / "metrics/finetune.json").write_text(json.dumps(SUMMARY))
 
     def run(self, fingerprint: str = "f", *, uri: str | None = None, quiet: bool = False) -> FinetuneRun:
         """The run of a training, as a process opens it; `uri` is that of a team's store."""
@@ -55,12 +58,12 @@ class Root:
         os.environ.pop("MLFLOW_TRACKING_URI", None)
         if uri is not None:
             os.environ["MLFLOW_TRACKING_URI"] = uri
-        return FinetuneRun(self.folder / "params.yaml", {}, fingerprint, quiet)
+        return FinetuneRun(Files.under(self.folder), fingerprint, quiet)
 
     def finish(self, run: FinetuneRun) -> None:
         """The end of a training."""
-        metrics = self.folder / "metrics/finetune.json"
-        run.finish(metrics, SUMMARY, [metrics])
+        (self.folder / "metrics/losses.csv").write_text("step\n0\n")
+        run.finish({"tokens_per_second": 12.5})
 
     @property
     def runs(self) -> list[Run]:
@@ -86,7 +89,6 @@ def make_root(tmp_path: Path, empty_store: Path) -> Iterator[Callable[[str], Roo
     """Roots by their names; what MLflow leaves in this process is undone."""
     before = dict(os.environ)
     yield lambda name: Root(tmp_path / name, empty_store)
-    mlflow.end_run()
     mlflow.set_tracking_uri("")
     os.environ.clear()
     os.environ.update(before)
@@ -119,11 +121,13 @@ def test_a_training_is_a_run_with_its_parameters_losses_and_summary(root: Root) 
     (found,) = root.runs
     assert found.info.status == "FINISHED"
     assert root.points(found) == [(0, 1.0), (5, 1 / 6)]
-    assert found.data.metrics["best_epoch"] == 1.0
+    assert root.points(found, "onset") == [(5, 0.5)]
+    assert (found.data.metrics["best_epoch"], found.data.metrics["tokens_per_second"]) == (1.0, 12.5)
     assert found.data.params["finetune.optimizer"] == "AdamW"
+    assert not any(name.startswith("judge.") for name in found.data.params), "which it does not depend on"
     assert FINETUNE_TAG in found.data.tags
     paths = {file.path for file in mlflow.MlflowClient(root.uri).list_artifacts(found.info.run_id)}
-    assert paths == {"samples", "finetune.json"}
+    assert paths == {"samples", "losses.csv"}
 
 
 def test_a_stopped_training_goes_on_in_its_run_and_no_point_is_there_twice(
@@ -139,7 +143,7 @@ def test_a_stopped_training_goes_on_in_its_run_and_no_point_is_there_twice(
                 run.log_losses(row(step))
             root.finish(run)
             if last == 15:  # as when it is killed: neither an end nor another status
-                forget_run()
+                run.alive = False
     (found,) = root.runs
     assert found.info.status == "FINISHED"
     for name in ("validation_loss", "train_loss"):
@@ -148,18 +152,17 @@ def test_a_stopped_training_goes_on_in_its_run_and_no_point_is_there_twice(
     assert capsys.readouterr().err == ""
 
 
-def forget_run() -> None:
-    mlflow.tracking.fluent._active_run_stack.get().clear()  # type: ignore[no-untyped-call]
-
-
-def test_the_same_training_again_is_another_run(root: Root) -> None:
+def test_the_same_training_again_is_the_same_run(root: Root) -> None:
+    """As when DVC was killed before it recorded the first."""
     for _ in range(2):
         with root.run() as run:
             run.log_losses(row(0))
+            root.finish(run)
     stop_after(root.run("another"), 0)
-    assert [root.points(run) for run in root.runs] == [[(0, 1.0)]] * 3
-    first, second, other = (run.data.tags[TRAINING_TAG] for run in root.runs)
-    assert first == second != other
+    assert [root.points(run) for run in root.runs] == [[(0, 1.0)]] * 2
+    assert [root.points(run, "best_epoch") for run in root.runs] == [[(0, 1.0)], []]
+    first, other = (run.data.tags[TRAINING_TAG] for run in root.runs)
+    assert first != other
 
 
 def test_two_roots_with_one_store_have_a_run_each(make_root: Callable[[str], Root]) -> None:
@@ -229,13 +232,14 @@ def test_a_server_that_never_answers_costs_a_warning(
 
 
 def test_a_stopped_training_is_not_finished_where_mlflow_came_back(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When Python exits MLflow ends a run that is open as finished, and the training would get another one."""
+    """Else the training would get another one."""
 
     def fails(*_: object, **__: object) -> None:
         raise ConnectionError("gone for a moment")
 
     with monkeypatch.context() as gone:
-        gone.setattr(mlflow, "log_metrics", fails)
+        gone.setattr(mlflow.MlflowClient, "log_batch", fails)
         stop_after(root.run(), 0)
-    assert mlflow.active_run() is None
-    assert [run.info.status for run in root.runs] == ["KILLED"]
+    with root.run() as run:
+        run.log_losses(row(0))
+    assert [(run.info.status, len(root.points(run))) for run in root.runs] == [("FINISHED", 1)]
