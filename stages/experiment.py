@@ -196,6 +196,7 @@ def sweep(
             say(f"sweep: {line}")
         search.run(named, wanted, workers, stop)
     done, failed = search.outcome(named)
+    search.mirror(done)
     print(sweep_table.results_text(done, list(dict.fromkeys(name for point in points for name in point.values))))
     if failed:
         raise UserError(

@@ -11,11 +11,13 @@ import yaml
 from stages.experiments import sweep_queue as queue
 from stages.experiments.revisions import experiment_names
 from stages.experiments.sweep_points import Point, same_params, unique
+from stages.experiments.sync import SKIPPED, sync
 from stages.pipeline.changes import flat
 from stages.pipeline.errors import StoppedError, UserError
 from stages.pipeline.files import read_json
 from stages.pipeline.progress import bar, say
 from stages.pipeline.stopping import Stop
+from stages.pipeline.tracking_store import StoreError
 
 SHORTEST_PAUSE, LONGEST_PAUSE = 1.0, 15.0
 """Seconds between two looks at the queue, each of which costs half a second of one core."""
@@ -160,3 +162,13 @@ def outcome(points: Sequence[Point]) -> tuple[list[queue.Experiment], list[str]]
         [shown[point.name] for point in points if point.name in shown],
         [point.name for point in points if point.name not in shown],
     )
+
+
+def mirror(done: Sequence[queue.Experiment]) -> None:
+    """Write what MLflow lacks of experiments: one whose results equal its parent's has logged nothing itself."""
+    try:
+        for name, outcome in sync([one.name for one in done]):
+            if outcome.startswith(SKIPPED):
+                say(f"warning: MLflow lacks {name}: {outcome}")
+    except StoreError as error:
+        say(f"warning: {error}; `python -m stages.experiment sync --all` writes there what is missing")

@@ -46,7 +46,8 @@ def use_compiled(wanted: bool, *, required: bool = False) -> None:
 
 
 def _kernel(function: Function) -> Function:
-    fused = functools.cache(lambda: torch.compile(function, dynamic=None, fullgraph=True, recompile_limit=KINDS))
+    compile: Any = torch.compile  # whose overloads leave `recompile_limit` out
+    fused = functools.cache(lambda: compile(function, dynamic=None, fullgraph=True, recompile_limit=KINDS))
 
     @functools.wraps(function)
     def run(*arguments: Any) -> Any:

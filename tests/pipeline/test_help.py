@@ -90,7 +90,9 @@ def test_help_of_experiment_lists_its_commands(tmp_path: Path) -> None:
     done = run(["-m", "stages.experiment", "--help"], tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert plain(experiment.__doc__ or "-") in plain(done.stdout)
-    assert all(command in done.stdout for command in ("summary", "compare", "arena", "sweep", "sync", "report", "trace"))
+    assert all(
+        command in done.stdout for command in ("summary", "compare", "arena", "sweep", "sync", "report", "trace")
+    )
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
