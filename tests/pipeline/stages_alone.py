@@ -15,6 +15,7 @@ from stages.instructions.templates import TEMPLATES
 from stages.judging.responses import Response, write_responses
 from stages.pipeline.files import write_json
 from tests.conftest import ROOT
+from tests.pipeline.stores import make_store
 
 CHATML = TEMPLATES["chatml"]
 MARK = TemplateMark(CHATML.name, CHATML.hash, CHATML.end)
@@ -33,6 +34,7 @@ class Project:
         write_json(folder / "data/checkpoint/onset.json", {"template": MARK._asdict()})
         write_json(folder / "metrics/finetune.json", {"best_epoch": 1.0})
         (folder / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+        make_store(folder)
         self.set("judge", card_rows=4, resamples=100)
         self.set("generate", max_new_tokens=16, precision="fp32")
 
