@@ -17,7 +17,13 @@ from tokenizers import Tokenizer as OwnTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 ROOT = Path(__file__).parent.parent
+LONGEST = ROOT / "tests/pipeline"
 CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest first, so that no process of tests is alone at the end."""
+    items.sort(key=lambda item: not item.path.is_relative_to(LONGEST))
 
 
 def make_tokenizer(folder: Path, *, digits_apart: bool = True) -> None:
