@@ -25,7 +25,7 @@ Environment = dict[str, Any]
 def this_environment() -> Environment:
     """Python, libraries, processor and GPUs of this machine; reads files alone, which takes milliseconds."""
     return {
-        "python": platform.python_version(),
+        "python": ".".join(platform.python_version_tuple()[:2]),  # its patch releases compute alike
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu(),
         "gpus": _gpus(),
