@@ -29,8 +29,8 @@ from stages.instructions.instruction import Instruction
 from stages.instructions.prompts import TemplateMark, make_prompt, write_prompts
 from stages.instructions.templates import TEMPLATES
 from stages.pipeline.files import read_parquet, write_json, write_parquet
+from tests.browser import HOSTILE, check_self_contained, chromium
 from tests.experiments.making import SCORES, make_experiment, run
-from tests.judging.test_review_in_browser import HOSTILE
 from tests.pipeline.projects import commit, git
 
 KNOBS: dict[str, Any] = {"confidence": 0.95, "resamples": 100, "seed": 1}
@@ -306,6 +306,9 @@ HARD = (
 )  # fmt: skip
 
 
+LOSSES = "step,epoch,tokens_seen,train_loss,validation_loss\n0,0,0,2.0,2.1\n5,1,900,1.0,1.5\n"
+
+
 def shown(text: str) -> str:
     """As `one_line` shows it."""
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(text.split()))
@@ -371,12 +374,26 @@ def test_hostile_texts_stay_texts_on_the_page() -> None:
     assert Path("out.html").read_text(encoding="utf-8") == page
 
 
+def test_in_a_browser_nothing_runs_and_nothing_is_asked_for(tmp_path: Path) -> None:
+    one, other, figures = hostile()
+    for name in "ab":
+        Path(name, "metrics/losses.csv").write_text(LOSSES)
+    rows = differences(one.rows, other.rows)
+    write_page(Path("out.html"), one, other, figures, rows)
+    with chromium(tmp_path) as browser:
+        for width in (375, 1400):
+            check_self_contained(browser, tmp_path / "out.html", width)
+        asked = browser.execute_script("return [...document.querySelectorAll('.asked')].map(e => e.textContent)")
+        assert asked == [row.first.asked[0] for row in rows]
+        styled = browser.execute_script("return getComputedStyle(document.querySelector('.pair')).display")
+        assert styled == "grid", "the policy shuts the page's own style out"
+
+
 def test_the_page_has_the_curves_of_both() -> None:
     make_origin(Path("a"))
     make_origin(Path("b"))
-    table = "step,epoch,tokens_seen,train_loss,validation_loss\n0,0,0,2.0,2.1\n5,1,900,1.0,1.5\n"
     for name in "ab":
-        Path(name, "metrics/losses.csv").write_text(table)
+        Path(name, "metrics/losses.csv").write_text(LOSSES)
     one, other = (read_experiment(name, Path("x")) for name in "ab")
     figures = compare(one, other, **KNOBS)
     assert figures["a"]["results"]["tokens_seen"] == 900

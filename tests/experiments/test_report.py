@@ -1,7 +1,6 @@
 """The report, as a file and in a browser: what it says, also of what is missing, and that nothing in it runs."""
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -21,8 +20,8 @@ from stages.experiments.report_pictures import BINS, histogram_svg, score_svg
 from stages.judging.responses import read_responses, write_responses
 from stages.pipeline.changes import Origin
 from stages.pipeline.files import read_json, read_parquet, write_json
+from tests.browser import HOSTILE, check_self_contained, chromium
 from tests.experiments.making import run
-from tests.judging.test_review_in_browser import FLAGS, HOSTILE
 
 NOTHING = Record(None, {}, "", Origin({}, {}), {}, {}, {}, {})
 SECTIONS = (
@@ -239,19 +238,9 @@ def test_the_command(copy_of_finished: Callable[[Path], Path], tmp_path: Path) -
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[webdriver.Chrome]:
-    found = shutil.which("chromium"), shutil.which("chromedriver")
-    if not all(found) and not os.environ.get("CI"):
-        pytest.skip("needs chromium and chromedriver (Debian: chromium, chromium-driver)")
-    assert all(found), "chromium and chromedriver are missing; .ci/run installs them"
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(found[0])
-    for flag in FLAGS:
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(found[1])))
-    yield driver
-    driver.quit()
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    with chromium(tmp_path_factory.mktemp("saved")) as driver:
+        yield driver
 
 
 def make_hostile(folder: Path) -> None:
@@ -281,24 +270,8 @@ def test_in_a_browser_nothing_runs_and_nothing_is_asked_for(own: Path, browser: 
         base_model=read_json(own / "data/base_model/origin.json"), unknown=HOSTILE[0], changed=None
     )
     write_report(own / "report.html", own, record, [{"id": "1", "name": HOSTILE[0], "kind": HOSTILE[1]}])
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    for log in ("browser", "performance"):
-        browser.get_log(log)  # type: ignore[no-untyped-call]
-    browser.get((own / "report.html").as_uri())
-    assert browser.get_log("browser") == []  # type: ignore[no-untyped-call]
-    assert browser.execute_script("return window.hacked ?? null") is None
-    tags = browser.execute_script("return [...new Set([...document.querySelectorAll('*')].map(e => e.tagName))]")
-    assert not set(tags) & {"SCRIPT", "IMG", "IFRAME", "LINK", "BASE", "OBJECT"}
+    check_self_contained(browser, own / "report.html", width)
     shown = browser.execute_script("return document.querySelector('.answer .asked').textContent")
     assert shown == HOSTILE[0]
-    asked = [
-        message["params"]["request"]["url"]
-        for entry in browser.get_log("performance")  # type: ignore[no-untyped-call]
-        if (message := json.loads(entry["message"])["message"])["method"] == "Network.requestWillBeSent"
-    ]
-    assert set(asked) == {(own / "report.html").as_uri()}
-    wide = "return document.documentElement.scrollWidth <= document.documentElement.clientWidth"
-    assert browser.execute_script(wide), "the page is wider than the window"
     styled = browser.execute_script("return getComputedStyle(document.querySelector('.figures')).display")
     assert styled == "grid", "the policy shuts the page's own style out"

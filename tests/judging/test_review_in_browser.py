@@ -1,8 +1,6 @@
 """The review page, used as a reviewer uses it, in a real browser without a window."""
 
 import json
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -19,6 +17,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from stages.judging.responses import Response
 from stages.judging.review import write_review
+from tests.browser import HOSTILE, chromium, new_log, new_requests
 from tests.judging.making import make_response
 from tests.judging.test_review import score_of
 
@@ -26,20 +25,6 @@ SUMMARY = {
     "score": 61.25, "score_low": 50.0, "score_high": 70.0, "base_score": 40.0,
     "win_rate": 0.75, "win_rate_low": 0.5, "win_rate_high": 0.9, "judge_auc": 0.91, "judge_reliable": 1,
 }  # fmt: skip
-HOSTILE = (
-    "</script><script>window.hacked = 1</script>",
-    "<img src=x onerror='window.hacked = 2'><svg onload=window.hacked=3>",
-    "<a href='javascript:window.hacked=4' autofocus onfocus=window.hacked=5>x</a><iframe src='data:text/html,x'>",
-    "javascript:window.hacked=6 <!--<script> ]]> --!> &lt;b&gt; \\u003c __DATA__ __POLICY__",
-    "\u2028\u2029\u202e\u0000\ufeff\r\n\U0001f600 \"quoted\" 'single' `${window.hacked = 7}` constructor __proto__",
-    '"><link rel=stylesheet href=//example.invalid/x.css><style>*{display:none}</style><base href=//example.invalid>',
-)
-
-FLAGS = (
-    "headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-gpu", "window-size=1280,900", "no-first-run",
-    "disable-background-networking", "disable-component-update", "disable-backgrounding-occluded-windows",
-    "disable-renderer-backgrounding",
-)  # fmt: skip
 
 
 class Page:
@@ -95,10 +80,6 @@ class Page:
         found: dict[str, Any] = json.loads(self.driver.execute_script("return reviewText()"))
         return found
 
-    def log(self, kind: str = "browser") -> list[dict[str, Any]]:
-        """What the browser has logged since it was last asked."""
-        return list(self.driver.get_log(kind))  # type: ignore[no-untyped-call]
-
     def wait(self, until: Callable[[], Any]) -> Any:
         return WebDriverWait(self.driver, 5, 0.02).until(lambda _: until())
 
@@ -120,30 +101,17 @@ class Page:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    found = shutil.which("chromium"), shutil.which("chromedriver")
-    if not all(found) and not os.environ.get("CI"):
-        pytest.skip("needs chromium and chromedriver (Debian: chromium, chromium-driver)")
-    assert all(found), "chromium and chromedriver are missing; .ci/run installs them"
     folder = tmp_path_factory.mktemp("page")
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(found[0])
-    for flag in FLAGS:
-        options.add_argument(f"--{flag}")
-    options.add_experimental_option("prefs", {"download.default_directory": str(folder)})
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(found[1])))
-    try:
+    with chromium(folder) as driver:
         yield Page(driver, folder)
-    finally:
-        driver.quit()
 
 
 @pytest.fixture
 def page(browser: Page) -> Iterator[Page]:
     """The browser; after the test its console must be empty."""
-    browser.log()
+    new_log(browser.driver)
     yield browser
-    assert browser.log() == []
+    assert new_log(browser.driver) == []
 
 
 def make_rows(number: int) -> list[Response]:
@@ -459,18 +427,13 @@ def test_works_where_the_browser_keeps_nothing(page: Page) -> None:
         page.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
 
 
-def requests(page: Page) -> list[str]:
-    events = [json.loads(entry["message"])["message"] for entry in page.log("performance")]
-    return [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
-
-
 def test_hostile_answers_stay_text(page: Page) -> None:
     count = "return ['body *', 'a, img, iframe, svg'].map(what => document.querySelectorAll(what).length)"
     page.open([make_response(id=str(at), input="x") for at in range(len(HOSTILE))], summary=SUMMARY | {"note": "x"})
     benign = page.driver.execute_script(count)
     fields = ("category", "instruction", "input", "reference", "response", "base_response")
     rows = [make_response(id=str(at))._replace(**dict.fromkeys(fields, text)) for at, text in enumerate(HOSTILE)]
-    page.log("performance")
+    new_requests(page.driver)
     page.open(rows, others={HOSTILE[0]: [None] * len(rows)}, summary=SUMMARY | {"note": HOSTILE[0]}, fresh=False)
     for key in ("j", "b", "j"):
         for _ in rows:
@@ -483,7 +446,7 @@ def test_hostile_answers_stay_text(page: Page) -> None:
     page.open(rows, summary=SUMMARY | {"note": HOSTILE[0]})
     # One option a category is all that differs.
     assert page.driver.execute_script(count) == [benign[0] + len(HOSTILE) - 1, 0]
-    assert {url.split(":")[0] for url in requests(page)} <= {"file", "about"}
+    assert {url.split(":")[0] for url in new_requests(page.driver)} <= {"file", "about"}
 
 
 def test_a_script_that_got_in_would_not_run(browser: Page) -> None:
@@ -504,7 +467,7 @@ def test_a_script_that_got_in_would_not_run(browser: Page) -> None:
     browser.wait(lambda: browser.driver.execute_script("return window.tried"))
     time.sleep(0.1)
     assert browser.driver.execute_script("return window.hacked") is None
-    assert browser.log()  # the browser says what it has refused
+    assert new_log(browser.driver)  # the browser says what it has refused
 
 
 def test_two_thousand_rows_are_quick(page: Page) -> None:

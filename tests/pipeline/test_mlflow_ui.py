@@ -1,7 +1,6 @@
 """MLflow's pages of our runs, in a real browser without a window, from a server as `make ui` starts it."""
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from stages.experiments.sync import sync
 from stages.pipeline.tracking import log_judge
 from stages.pipeline.tracking_files import Files
-from tests.judging.test_review_in_browser import FLAGS
+from tests.browser import chromium
 from tests.pipeline.projects import set_parameter
 from tests.pipeline.stores import make_store, models_of, runs_of
 
@@ -72,20 +71,10 @@ def wait_for(url: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[webdriver.Chrome]:
-    found = [shutil.which(name) for name in ("chromium", "chromedriver")]
-    if None in found:
-        if os.environ.get("CI"):
-            pytest.fail("no chromium and chromedriver")
-        pytest.skip("no chromium and chromedriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(found[0])
-    for flag in FLAGS:
-        options.add_argument(f"--{flag}")
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(found[1])))
-    driver.set_window_size(1500, 5000)  # charts out of sight are not drawn
-    yield driver
-    driver.quit()
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    with chromium(tmp_path_factory.mktemp("saved")) as driver:
+        driver.set_window_size(1500, 5000)  # charts out of sight are not drawn
+        yield driver
 
 
 def shows(browser: webdriver.Chrome, url: str, *texts: str, frame: bool = False) -> None:
