@@ -9,7 +9,7 @@
 
 SHELL := bash
 .DELETE_ON_ERROR:
-.PHONY: setup repro test chat report sweep ui bench lock
+.PHONY: setup repro test types tests chat report sweep ui bench lock
 BIN := .venv/bin
 # Stages are started as `python`: the environment's must come first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -31,7 +31,12 @@ repro: setup
 test: setup
 	ruff check .
 	ruff format --check .
+	@$(MAKE) --no-print-directory -j 2 types tests
+
+types:
 	mypy
+
+tests:
 	OMP_NUM_THREADS=1 pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 chat: setup

@@ -18,12 +18,15 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 ROOT = Path(__file__).parent.parent
 LONGEST = ROOT / "tests/pipeline"
+MAKER = LONGEST / "test_repro.py"
+"""Makes the fixture `finished`, for which others would wait."""
 CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest first, so that no process of tests is alone at the end."""
-    items.sort(key=lambda item: not item.path.is_relative_to(LONGEST))
+    """What takes longest first, so that no process of tests is alone at the end; what has to wait, later."""
+    waiting = {item.path for item in items if "finished" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: (item.path != MAKER, not item.path.is_relative_to(LONGEST), item.path in waiting))
 
 
 def make_tokenizer(folder: Path, *, digits_apart: bool = True) -> None:

@@ -7,7 +7,7 @@ ROOT = Path(__file__).parent.parent
 
 WRITE_ONLY = {
     f"stages/pipeline/tracking{what}.py"
-    for what in ("", "_description", "_files", "_model", "_runs", "_store", "_tags")
+    for what in ("", "_description", "_files", "_model", "_runs", "_store", "_tags", "_views")
 }
 """Left out of dvc.yaml on purpose, with what they alone need: all that they do is to write to MLflow."""
 

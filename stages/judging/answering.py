@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 from stages.instructions.prompts import Prompt, TemplateMark, read_prompts, read_template_mark
 from stages.judging.responses import Response
 from stages.model.answers import Writer, answer
-from stages.model.calling import answered
 from stages.model.calls import CallStore
 from stages.model.decoding import Completion, Job
 from stages.model.endpoint import EndpointParams, Reply, Request
@@ -51,6 +50,8 @@ class Answering(NamedTuple):
 
     def by_endpoint(self, endpoint: EndpointParams, writer: Writer) -> list[list[Answer]]:
         """The same by an endpoint, in the chat format of its own."""
+        from stages.model.calling import answered  # imports a client, which models do not need
+
         how = writer.how
         unusual = {"top_k": how.top_k or None, "repetition_penalty": how.repetition_penalty}
         if how.repetition_penalty == 1:

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from stages.judging.endpoint_judge import EndpointJudge
 from stages.judging.responses import Response, read_responses
 from stages.judging.scoring import BASE, Opponent, base_of, opponent_of
 from stages.judging.verdicts import Judge
@@ -24,12 +23,14 @@ def make_judges(
 ) -> list[Judge]:
     """The judges by their names in params.yaml; those behind endpoints share one store of calls."""
     store = CallStore()
-    return [
-        EndpointJudge(name, endpoints[name], store, scale=scale, rubric=rubric)
-        if name in endpoints
-        else _embedded(base_model, seed)
-        for name in names
-    ]
+
+    def behind_endpoint(name: str) -> Judge:
+        """Imports the client, which the embedded judge does not need."""
+        from stages.judging.endpoint_judge import EndpointJudge
+
+        return EndpointJudge(name, endpoints[name], store, scale=scale, rubric=rubric)
+
+    return [behind_endpoint(name) if name in endpoints else _embedded(base_model, seed) for name in names]
 
 
 def _embedded(base_model: Path, seed: int) -> Judge:

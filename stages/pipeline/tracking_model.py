@@ -20,7 +20,8 @@ import yaml
 
 from stages.pipeline.files import iterate_parquet, read_json, sha256_of, write_text
 from stages.pipeline.tracking_files import Files, as_params
-from stages.pipeline.tracking_store import NOTE, Store
+from stages.pipeline.tracking_store import Store
+from stages.pipeline.tracking_views import NOTE
 
 UPLOAD = "ONSET_UPLOAD_MODEL"
 """Environment variable: 1 uploads the weights to a store that is not on this machine."""

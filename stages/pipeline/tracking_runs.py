@@ -27,7 +27,7 @@ from stages.pipeline.tracking_files import (
     row_mark,
 )
 from stages.pipeline.tracking_model import log_model, model_of
-from stages.pipeline.tracking_store import CHILD_TAG, FINETUNE_TAG, NOTE, ORIGIN_TAG, ROW_TAG, TRAINING_TAG, Store
+from stages.pipeline.tracking_store import CHILD_TAG, FINETUNE_TAG, ORIGIN_TAG, ROW_TAG, TRAINING_TAG, Store
 from stages.pipeline.tracking_tags import (
     Where,
     data_tags,
@@ -37,6 +37,7 @@ from stages.pipeline.tracking_tags import (
     source_tags,
     where_now,
 )
+from stages.pipeline.tracking_views import NOTE
 
 TABLE = "scores.json"
 
@@ -110,8 +111,10 @@ def finish_finetune(
     summary = read_figures(files.finetuned)
     store.log(run_id, metrics=_missing(store, run_id, numbers(summary) | numbers(measured or {})))
     if summary.get("overfit_step", -1) >= 0:
-        onset = _missing(store, run_id, {"onset": float(summary["best_validation_loss"])})
-        store.log(run_id, metrics=onset, step=int(summary["overfit_step"]))
+        # Two values at one step are drawn as a line that stands on the lowest loss, which is the metric's value.
+        line = [float(summary[name]) for name in ("first_validation_loss", "best_validation_loss")]
+        if _missing(store, run_id, {"onset": line[-1]}):
+            store.log_history(run_id, [{"step": summary["overfit_step"], "onset": value} for value in line])
     for file in (files.plot, files.losses):
         if file.is_file():
             store.client.log_artifact(run_id, str(file))

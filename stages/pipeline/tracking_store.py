@@ -14,6 +14,7 @@ from urllib.parse import quote, unquote
 from stages.pipeline.errors import UserError
 from stages.pipeline.files import dvc_root
 from stages.pipeline.progress import say
+from stages.pipeline.tracking_views import offer_views
 
 EXPERIMENT = "onset"
 SQLITE = "sqlite:///"
@@ -28,9 +29,6 @@ CHILD_TAG = "onset.child_of"
 """On a child: the `FINETUNE_TAG` of the training it belongs to."""
 ROW_TAG = "onset.row"
 """On a child: the hash of all that it holds; the same result is one row, however often it is judged."""
-
-NOTE = "mlflow.note.content"
-"""What MLflow's UI shows as the description."""
 
 SLOW_SECONDS, SLOW_SHARE = 60.0, 0.02
 """A store that took longer than both, in seconds and of the time since the stage began, is left out."""
@@ -100,12 +98,15 @@ class Store:
             self.client.log_batch(run_id, tags=some)
 
     def log_history(self, run_id: str, rows: Sequence[Mapping[str, float]]) -> None:
-        """Metrics at their steps; `step` is a column of each row."""
+        """Metrics at their steps; `step` is a column of each row. Of several values at one step the last one counts."""
         from mlflow.entities import Metric
 
         now = time.time_ns() // 1_000_000
         points = [
-            Metric(name, value, now, int(row["step"])) for row in rows for name, value in row.items() if name != "step"
+            Metric(name, value, now + number, int(row["step"]))
+            for number, row in enumerate(rows)
+            for name, value in row.items()
+            if name != "step"
         ]
         for some in _some(points, 1000):
             self.client.log_batch(run_id, metrics=some)
@@ -160,17 +161,21 @@ def open_store() -> Store:
     mlflow.set_tracking_uri(uri)
     with one_at_a_time(root) if uri.startswith(SQLITE) else nullcontext():  # else one that hangs holds up all
         client = mlflow.MlflowClient(uri)
-        found = client.get_experiment_by_name(EXPERIMENT)
-        if found is not None:
-            return Store(client, found.experiment_id, root)
-        where = (root / "mlartifacts").resolve().as_uri() if uri.startswith(SQLITE) else None
-        try:
-            return Store(client, client.create_experiment(EXPERIMENT, artifact_location=where), root)
-        except mlflow.MlflowException:  # another machine made it in the meantime
-            found = client.get_experiment_by_name(EXPERIMENT)
-            if found is None:
-                raise
-            return Store(client, found.experiment_id, root)
+        found = client.get_experiment_by_name(EXPERIMENT) or _make_experiment(client, uri, root)
+        offer_views(client, found.experiment_id, found.tags)
+        return Store(client, found.experiment_id, root)
+
+
+def _make_experiment(client: Any, uri: str, root: Path) -> Any:
+    import mlflow
+
+    where = (root / "mlartifacts").resolve().as_uri() if uri.startswith(SQLITE) else None
+    try:
+        return client.get_experiment(client.create_experiment(EXPERIMENT, artifact_location=where))
+    except mlflow.MlflowException:  # another machine made it in the meantime
+        if (found := client.get_experiment_by_name(EXPERIMENT)) is None:
+            raise
+        return found
 
 
 class Mirror:

@@ -111,7 +111,8 @@ def check_one_run(folder: Path, undisturbed: Training) -> None:
     summary["tokens_per_second"] = json.loads((folder / "metrics/speed.json").read_text())["tokens_per_second"]
     expected |= {name: [(0, value)] for name, value in summary.items()}
     if summary["overfit_step"] >= 0:
-        expected["onset"] = [(summary["overfit_step"], summary["best_validation_loss"])]
+        line = (summary[f"{which}_validation_loss"] for which in ("first", "best"))
+        expected["onset"] = [(summary["overfit_step"], value) for value in line]
     client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
     models = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
     assert [model.status for model in models] == ["READY"]

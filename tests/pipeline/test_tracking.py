@@ -20,7 +20,10 @@ from stages.pipeline.tracking_files import Files
 from stages.pipeline.tracking_store import EXPERIMENT, FINETUNE_TAG, TRAINING_TAG
 from tests.conftest import ROOT
 
-SUMMARY = {"best_epoch": 1.0, "best_validation_loss": 0.5, "overfit_epoch": 1.0, "overfit_step": 5}
+SUMMARY = {
+    "best_epoch": 1.0, "first_validation_loss": 2.0, "best_validation_loss": 0.5, "overfit_epoch": 1.0,
+    "overfit_step": 5,
+}  # fmt: skip
 
 SERVER = """
 import os, sys
@@ -121,7 +124,8 @@ def test_a_training_is_a_run_with_its_parameters_losses_and_summary(root: Root) 
     (found,) = root.runs
     assert found.info.status == "FINISHED"
     assert root.points(found) == [(0, 1.0), (5, 1 / 6)]
-    assert root.points(found, "onset") == [(5, 0.5)]
+    assert root.points(found, "onset") == [(5, 2.0), (5, 0.5)]
+    assert found.data.metrics["onset"] == 0.5
     assert (found.data.metrics["best_epoch"], found.data.metrics["tokens_per_second"]) == (1.0, 12.5)
     assert found.data.params["finetune.optimizer"] == "AdamW"
     assert not any(name.startswith("judge.") for name in found.data.params), "which it does not depend on"
