@@ -192,12 +192,15 @@ def sweep(
     stop = Stop()
     with stoppable(stop), sweep_queue.alone():
         named, wanted = search.sort_out(points)
-        for line in search.announcement(wanted, workers, metrics):
+        if len(wanted) < len(named):
+            say(f"sweep: {search.already(named, wanted)}")
+        for line in search.announcement(wanted, workers, metrics) if wanted else ():
             say(f"sweep: {line}")
         search.run(named, wanted, workers, stop)
     done, failed = search.outcome(named)
     search.mirror(done)
-    print(sweep_table.results_text(done, list(dict.fromkeys(name for point in points for name in point.values))))
+    names = list(dict.fromkeys(name for point in points for name in point.values))
+    print(sweep_table.results_text(done, names, sweep_queue.workspace()))
     if failed:
         raise UserError(
             f"{len(failed)} of {len(named)} experiments failed: {', '.join(failed)}; `dvc queue logs {failed[0]}` says "

@@ -46,6 +46,11 @@ class SplitParams(Params):
             raise ValueError(f"train, validation and test fractions must add up to 1, not {total:g}")
         return self
 
+    @property
+    def fractions(self) -> dict[str, float]:
+        """By the name of the split."""
+        return {"train": self.train_fraction, "validation": self.validation_fraction, "test": self.test_fraction}
+
 
 @app.command(help=__doc__)
 @one_line_errors()
@@ -67,7 +72,7 @@ def main(
     dealt = partition(
         rows,
         texts,
-        fractions=(settings.train_fraction, settings.validation_fraction, settings.test_fraction),
+        fractions=tuple(settings.fractions.values()),
         salt=settings.salt,
         near_duplicate_threshold=settings.near_duplicate_threshold,
         stratify=settings.stratify,
@@ -85,6 +90,12 @@ def main(
         f"{len(dealt.cluster_sizes)} clusters of near-duplicates ({sum(dealt.cluster_sizes)} rows) kept together, "
         f"no leaks{left_out}{unsure}; {elapsed()}"
     )
+    for name, fraction in settings.fractions.items():
+        if counts[name] < fraction * len(rows) / 2:
+            say(
+                f"warning: {name} got {counts[name]} of {len(rows)} rows where {fraction:.0%} were asked for: rows are "
+                "dealt by their hash, near-duplicates together; split.stratify or another split.salt deals otherwise"
+            )
 
 
 if __name__ == "__main__":

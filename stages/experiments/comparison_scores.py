@@ -11,8 +11,8 @@ from stages.judging.summary import interval
 FEWEST = 5
 """Rows of a category that is compared by itself."""
 
-SAME_SCORE = 0.01
-"""Points of 100 by which a judge's score of one answer may differ between machines."""
+SAME_SCORE = 0.5
+"""Points of 100 by which a judge's score of one answer may differ, between machines and beside other answers."""
 
 Figures = dict[str, Any]
 

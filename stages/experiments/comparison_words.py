@@ -74,7 +74,7 @@ def _score_in_words(figures: Figures) -> str:
     if figures["scores_missing"]:
         return f"Scores are not compared: {figures['scores_missing']}."
     rows = _count(figures["rows"]["compared"], "row")
-    if figures["a"]["judge"] != figures["b"]["judge"] or figures["judge_changed"]:
+    if not _same_judge(figures):
         return f"Scores cannot be compared: the judge is not the same ({rows})."
     if figures["identical"]:
         return f"The answers and their scores are the same ({rows})."
@@ -87,6 +87,10 @@ def _score_in_words(figures: Figures) -> str:
     if low <= 0 <= high:
         return f"No difference in score can be told: {about}."
     return f"B scores {'higher' if change > 0 else 'lower'}: {about}."
+
+
+def _same_judge(figures: Figures) -> bool:
+    return figures["a"]["judge"] == figures["b"]["judge"] and not figures["judge_changed"]
 
 
 def _onset_in_words(figures: Figures) -> str:
@@ -179,7 +183,8 @@ def _row(kind: str, row: Figures) -> Iterator[tuple[str, str, str]]:
     if kind == "moved":
         yield f"{row['from']} to {row['to']}", where, _asked(row)
     elif kind == "edited":
-        yield row["split"] or "-", where, _asked(row)
+        moved = row["split"] and row["from"] and row["split"] != row["from"]
+        yield f"{row['from']} to {row['split']}" if moved else row["split"] or "-", where, _asked(row)
         for name, old in row["was"].items():
             if name in row and name != "id":
                 before, after = changed_words(old, row[name])
@@ -218,7 +223,7 @@ def _results(figures: Figures) -> Iterator[tuple[str, ...]]:
     yield from line("tokens with a loss", "supervised_tokens", 0)
     if compared:
         scores = (f"{figures[name]:.1f}" for name in ("score_a", "score_b"))
-        yield "score, same rows", *scores, with_interval(figures)
+        yield "score, same rows", *scores, with_interval(figures) if _same_judge(figures) else ""
     yield from line("score", "score", 1, signed=not compared)
     yield from line("base model's score", "base_score", 1)
     yield from line("win rate against it", "win_rate", 2)
@@ -249,9 +254,12 @@ def _about_rows(figures: Figures) -> list[str]:
         "without a score": rows["unscored"],
     }
     not_compared = ", ".join(f"{count} {name}" for name, count in left.items() if count)
+    compared = f"{rows['compared']} rows compared" + (f"; not compared: {not_compared}" if not_compared else "")
+    if not _same_judge(figures):
+        return [compared]
     p_value = figures["p_value"]
     return [
-        f"{rows['compared']} rows compared" + (f"; not compared: {not_compared}" if not_compared else ""),
+        compared,
         f"B wins {figures['wins_b']}, A wins {figures['wins_a']}, {_count(figures['ties'], 'tie')}"
         + ("" if p_value is None else f"; p = {p_value:.2g} (paired randomization test)"),
     ]
@@ -280,7 +288,9 @@ def _named(own: Figures) -> Figures:
 
 
 def _categories(figures: Figures) -> Iterator[tuple[str, ...]]:
-    for name, own in figures.get("by_category", {}).items():
+    if figures["scores_missing"] or not _same_judge(figures):
+        return
+    for name, own in figures["by_category"].items():
         scores = (f"{own[key]:.1f}" for key in ("score_a", "score_b"))
         results = (str(own[key]) for key in ("wins_b", "wins_a", "ties"))
         yield one_line(name, 30), str(own["num_rows"]), *scores, with_interval(own), *results

@@ -19,6 +19,7 @@ Find = Callable[[str], Path | None]
 Pairs = dict[str, tuple[Any, Any]]
 Figures = dict[str, Any]
 
+RAW = "data/raw"
 PROMPTS, SPLIT, BASE_MODEL, CHECKPOINT = "data/prompts.parquet", "data/split", "data/base_model", "data/checkpoint"
 
 
@@ -68,11 +69,15 @@ def causes(one: Made, other: Made) -> Figures:
     Values are pairs, the first's and the second's. `unknown` names what one of them does not tell.
     """
     there = bool(one.stages), bool(other.stages)
+    data = None if _same(one, other, PROMPTS, SPLIT) else changed_rows(one.find, other.find)
+    inputs = _inputs(one, other) if all(there) else {}
+    if data and any(data[kind]["count"] for kind in ("added", "removed", "edited", "recategorized")):
+        inputs.pop(RAW, None)  # the rows tell it
     return {
         "params": {name: (_plain(a), _plain(b)) for name, (a, b) in _changed_params(one, other).items()},
-        "data": None if _same(one, other, PROMPTS, SPLIT) else changed_rows(one.find, other.find),
+        "data": data,
         "code": _code(one, other) if all(there) else {},
-        "inputs": _inputs(one, other) if all(there) else {},
+        "inputs": inputs,
         "base_model": {} if _same(one, other, BASE_MODEL) else _in_files(one, other, f"{BASE_MODEL}/origin.json", _any),
         "environment": {} if _same(one, other, CHECKPOINT) else _in_files(one, other, f"{CHECKPOINT}/{FILE}", changed),
         "unknown": _unknown(one, other),

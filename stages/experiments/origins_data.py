@@ -62,7 +62,7 @@ def changed_rows(first: Find, second: Find) -> Figures | None:
     return {
         "added": _rows(come, splits[1]),
         "removed": _rows(gone, splits[0]),
-        "edited": _edited(edited, splits[1]),
+        "edited": _edited(edited, *splits),
         "moved": moved,
         "recategorized": {"count": len(recategorized), "ids": recategorized},
     }
@@ -136,9 +136,10 @@ def _rows(rows: list[_Row], splits: Mapping[str, str]) -> Figures:
     return _listed([row.id for row in rows], counts, told)
 
 
-def _edited(pairs: list[tuple[_Row, _Row]], splits: Mapping[str, str]) -> Figures:
-    found = _rows([after for _, after in pairs], splits)
+def _edited(pairs: list[tuple[_Row, _Row]], were: Mapping[str, str], are: Mapping[str, str]) -> Figures:
+    found = _rows([after for _, after in pairs], are)
     for (before, after), told in zip(pairs, found["rows"], strict=False):
+        told["from"] = were.get(before.id, WITHHELD) if were else None
         told["was"] = {"id": before.id} | {
             name: old for name, old, new in zip(_Row._fields[1:7], before[1:7], after[1:7], strict=True) if old != new
         }

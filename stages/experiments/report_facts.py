@@ -11,6 +11,7 @@ import yaml
 from stages.experiments.curves import curve_of, loss_svg
 from stages.experiments.lineage_record import HASHED, Record
 from stages.experiments.report_pictures import histogram_svg
+from stages.experiments.summary import FEW_ROWS
 from stages.instructions.deal import SPLITS
 from stages.judging.responses import read_responses
 from stages.pipeline.changes import flat
@@ -37,7 +38,7 @@ def gather(root: Path, record: Record) -> Facts:
     metrics, data = root / "metrics", root / "data"
     sections: dict[str, Callable[[], Facts]] = {
         "rows": lambda: dict(read_json(metrics / "format.json")),
-        "split": lambda: dict(read_json(metrics / "split.json")),
+        "split": lambda: _split(metrics / "split.json"),
         "lengths": lambda: _lengths(data / "tokens"),
         "labels": lambda: dict(read_json(metrics / "tokens.json")),
         "example": lambda: _example(data),
@@ -61,6 +62,16 @@ def gather(root: Path, record: Record) -> Facts:
 
 
 # ---- data and labels
+
+
+def _split(path: Path) -> Facts:
+    """With a line for rows without a category, where others have one."""
+    found = dict(read_json(path))
+    categories = found.get("by_category") or {}
+    rest = {name: found[name] - sum(own[name] for own in categories.values()) for name in SPLITS if categories}
+    if any(rest.values()):
+        found["by_category"] = categories | {"without a category": rest}
+    return found
 
 
 def _lengths(tokens: Path) -> Facts:
@@ -211,6 +222,8 @@ def _of_training(training: Facts) -> list[str]:
 
 def _of_answers(scores: Facts, answers: Facts) -> list[str]:
     found = []
+    if scores.get("rows", FEW_ROWS) < FEW_ROWS:
+        found.append(f"Only {scores['rows']} test rows: too few to tell, and the intervals are too narrow.")
     if scores.get("win_rate_low", 1) <= 0.5 <= scores.get("win_rate_high", 0):
         found.append("The interval of the win rate holds one half: the base model may be as good.")
     if answers.get("cut"):

@@ -7,6 +7,9 @@ from stages.pipeline.environment import in_words
 
 Metrics = dict[str, Any]
 
+FEW_ROWS = 30
+"""Test rows; from fewer, a resampled interval is too narrow (Hesterberg 2015, doi:10.1080/00031305.2015.1089789)."""
+
 NONE = "none: not one verdict could be read"
 
 
@@ -40,7 +43,7 @@ def summarize(
         "Read every answer  data/review.html",
         "Loss plot          metrics/losses.png",
         "All on one page    make report",
-        "Compare runs       make ui, then http://127.0.0.1:5000; or dvc exp show",
+        "Compare runs       make ui, then http://127.0.0.1:5000; or dvc exp show --only-changed",
     ]
     return lines
 
@@ -73,7 +76,8 @@ def _score(judged: Metrics) -> str:
         return NONE
     base = f"; base model {judged['base_score']:.1f}" if "base_score" in judged else ""
     trust = f"; judge AUC {judged['judge_auc']:.2f}" if "judge_auc" in judged else ""
-    return f"{_with_interval(judged, 'score', 1)} of 100{base}{trust}"
+    few = f"; ONLY {judged['rows']} ROWS, TOO FEW TO TELL" if judged["rows"] < FEW_ROWS else ""
+    return f"{_with_interval(judged, 'score', 1)} of 100{base}{trust}{few}"
 
 
 def _win_rate(judged: Metrics) -> str:
@@ -93,7 +97,8 @@ def _trust(judged: Metrics) -> str:
     text: str = judged["judge"]
     if "judge_auc" in judged:
         hardest, worst = min(judged["judge_auc_by_corruption"].items(), key=lambda kind: kind[1])
-        text += f"; of corrupted answers it misses most often: {hardest.replace('_', ' ')} (AUC {worst:.2f})"
+        missed = f"{hardest.replace('_', ' ')} (AUC {worst:.2f})" if worst < 1 else "none"
+        text += f"; of corrupted answers it misses most often: {missed}"
     if not judged["judge_reliable"]:
         text += "; IT CANNOT BE RELIED ON: read the answers"
     if judged["invalid_fraction"] > 0:

@@ -71,6 +71,7 @@ def run(points: Sequence[Point], wanted: Sequence[Point], workers: int, stop: St
         say(f"sweep: queued {point.name}")
     if wanted:
         queue.start(workers)
+    say("sweep: live losses: dvc exp show --only-changed, or make ui; what one prints: dvc queue logs NAME")
     with bar("sweep", total=len(points)) as progress:
         _watch({point.name: point for point in points}, workers, stop, progress.advance)
 
@@ -153,6 +154,15 @@ def announcement(points: Sequence[Point], workers: int, metrics: Path) -> list[s
     if points and (changed := queue.changed_files()):
         lines.append(f"they start from the workspace, in which {len(changed)} file(s) differ from the commit")
     return lines
+
+
+def already(points: Sequence[Point], wanted: Sequence[Point]) -> str:
+    """What has become of the points that are not wanted any more."""
+    states = queue.look().states
+    names = {point.name for point in points} - {point.name for point in wanted}
+    count = Counter(states.get(name) for name in names)
+    queued, running = count["Queued"], count["Running"]
+    return f"of {len(points)} experiments {len(names) - queued - running} are there, {running} run, {queued} are queued"
 
 
 def outcome(points: Sequence[Point]) -> tuple[list[queue.Experiment], list[str]]:

@@ -64,6 +64,12 @@ def experiments() -> list[Experiment]:
     return [_experiment(one) for one in ranges if one["revs"][0]["data"]]
 
 
+def workspace() -> Experiment:
+    """What the workspace holds, as an experiment."""
+    shown = json.loads(_dvc("exp", "show", "--json"))[0]
+    return _experiment({"revs": [shown], "name": "workspace", "executor": None})
+
+
 def _experiment(shown: Mapping[str, Any]) -> Experiment:
     found, executor = shown["revs"][0], shown["executor"] or {}
     local = executor.get("local") or {}

@@ -21,13 +21,14 @@ def plan_text(points: Sequence[Point]) -> str:
     return drawn(table)
 
 
-def results_text(experiments: Sequence[Experiment], names: Sequence[str]) -> str:
-    """A table of finished experiments, and what to make of it.
+def results_text(experiments: Sequence[Experiment], names: Sequence[str], workspace: Experiment) -> str:
+    """A table of finished experiments, the workspace last where it has been judged, and what to make of it.
 
     `names`: parameters that the sweep sets; those with one value everywhere are left out.
     """
     ranked = sorted(experiments, key=lambda one: (-_judged(one).get("score", -1.0), one.name))
-    varying = [name for name in names if len({str(one.params.get(name)) for one in ranked}) > 1]
+    shown = [*ranked, workspace] if _judged(workspace) else ranked
+    varying = [name for name in names if len({str(one.params.get(name)) for one in shown}) > 1]
     table = Table(box=None, pad_edge=False)
     table.add_column("")
     table.add_column("Experiment", overflow="fold")
@@ -39,9 +40,9 @@ def results_text(experiments: Sequence[Experiment], names: Sequence[str]) -> str
         "Score",
     ):
         table.add_column(title, justify="right")
-    for place, one in enumerate(ranked, start=1):
+    for place, one in enumerate(shown, start=1):
         values = (Text(one_line(str(one.params.get(name)), 20)) for name in varying)
-        table.add_row(str(place), Text(one.name), *values, *_figures(one))
+        table.add_row("" if one is workspace else str(place), Text(one.name), *values, *_figures(one))
     return drawn(table, *map(Text, _notes(ranked)))
 
 

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from stages.experiments.comparison import compare
 from stages.experiments.comparison import read_experiment as read
-from stages.experiments.comparison_scores import Answered, Difference, compare_scores, differences, most_changed
+from stages.experiments.comparison_scores import (
+    SAME_SCORE,
+    Answered,
+    Difference,
+    compare_scores,
+    differences,
+    most_changed,
+)
+from stages.experiments.comparison_words import sections
 from tests.experiments.making import make_experiment, run
 
 KNOBS: dict[str, Any] = {"confidence": 0.95, "resamples": 200, "seed": 1}
@@ -115,11 +123,21 @@ def doubts(figures: dict[str, Any]) -> list[str]:
     return [warning for warning in figures["warnings"] if warning not in figures["causes"]["unknown"]]
 
 
+def test_scores_of_two_judges_are_shown_without_a_difference() -> None:
+    for changes in ({"judge": "gpt"}, {"base_score": 50.0}):
+        found = {section.title: section for section in sections(both(scores=[1.0] * 6, **changes))}
+        rows = {row[0]: row for row in found["Results"].rows}
+        assert rows["score, same rows"][1:] == ("35.0", "1.0", "")
+        assert found["Results"].lines == ["6 rows compared"]
+        assert "Scores by category" not in found
+
+
 def test_what_makes_scores_doubtful_is_said() -> None:
     assert "two judges, embedded and gpt" in doubts(both(scores=[1.0] * 6, judge="gpt"))[0]
     assert "cannot be relied on (judge_auc 0.6)" in doubts(both(scores=[1.0] * 6, auc=0.6))[0]
     assert "it changed" in doubts(both(scores=[1.0] * 6, base_score=50.0))[0]
     assert doubts(both(scores=[1.0] * 6, base_score=50.0, base="another model")) == []
+    assert doubts(both(scores=[1.0] * 6, base_score=40.0 + SAME_SCORE)) == [], "it may be rounding"
     twins = both(scores=[10.0, 20.0, 30.0, 40.0, 50.0, 60.0])
     assert (twins["identical"], twins["ties"], twins["p_value"]) == (True, 6, 1)
     assert "every row is a tie" in doubts(twins)[0]

@@ -21,7 +21,7 @@ from markdown_it import MarkdownIt
 from stages.experiments.comparison import compare, read_experiment
 from stages.experiments.comparison_markdown import comparison_markdown, escaped
 from stages.experiments.comparison_page import write_page
-from stages.experiments.comparison_scores import SAME_SCORE, differences
+from stages.experiments.comparison_scores import differences
 from stages.experiments.comparison_texts import around_changes, changed_words
 from stages.experiments.comparison_words import sections, verdict
 from stages.experiments.origins_data import FEW, changed_rows
@@ -205,6 +205,16 @@ def test_rows_added_removed_edited_and_dealt_otherwise() -> None:
     assert ("added", "validation", "b.jsonl:1", "New?") in section.rows
     assert ("edited", "", "response was", "Answer 2.") in section.rows
     assert ("moved", "train to validation", "a.jsonl:4", "Ask 4?") in section.rows
+
+
+def test_an_edited_row_that_is_in_another_split_now_says_so() -> None:
+    dealt = {"train": RAW[:4], "validation": [RAW[4]._replace(response="No.")], "test": RAW[5:]}
+    edited = dealt | {"train": [*RAW[:3], RAW[4]._replace(response="No.")], "validation": [RAW[3]]}
+    (section,) = (section for section in sections(against(dealt=edited, prompts="2")) if section.title == "Data")
+    assert ("edited", "validation to train", "a.jsonl:5", "Ask 5?") in section.rows
+    same = sections(against(dealt=dealt, prompts="2"))
+    (section,) = (section for section in same if section.title == "Data")
+    assert ("edited", "validation", "a.jsonl:5", "Ask 5?") in section.rows
 
 
 def test_a_row_that_only_changed_its_category() -> None:
@@ -426,7 +436,7 @@ def test_benchmarks_that_both_measured() -> None:
     ("scores", "said"),
     [
         ([10.0, 20.0], "The answers and their scores are the same (2 rows)."),
-        ([10.0 + SAME_SCORE, 19.0], "No difference in score can be told: B - A: -0.5 [-1.0, +0.0] points"),
+        ([10.01, 19.0], "No difference in score can be told: B - A: -0.5 [-1.0, +0.0] points"),
         ([60.0, 90.0], "B scores higher: B - A: +60.0 [+50.0, +70.0] points"),
         ([None, 90.0], "B - A: +70.0 points: 1 row is too few to tell."),
         ([None, None], "Scores are not compared: no row to compare: of 2 and 2 rows 2 have the same id"),

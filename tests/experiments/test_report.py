@@ -182,6 +182,7 @@ FINE: dict[str, Any] = {
         ("training", {"overfit_epoch": -1, "overfit_confirmed": 0}, "No overfitting was seen"),
         ("training", {"overfit_confirmed": 0}, "is not confirmed"),
         ("answers", {"cut": 4}, "4 of 9 answers were cut"),
+        ("scores", {"rows": 4}, "Only 4 test rows"),
     ],
 )
 def test_what_to_beware_of_is_said(section: str, change: dict[str, Any], words: str) -> None:

@@ -11,7 +11,8 @@ FINETUNED = {
     "best_epoch": 1.0, "best_step": 7, "overfit_confirmed": 1, "overfit_p_value": 0.01,
 }  # fmt: skip
 JUDGED = {
-    "judge": "gpt", "score": 40.0, "score_low": 30.0, "score_high": 50.0, "confidence": 0.95, "base_score": 20.0,
+    "judge": "gpt", "rows": 162, "score": 40.0, "score_low": 30.0, "score_high": 50.0, "confidence": 0.95,
+    "base_score": 20.0,
     "win_rate": 0.75, "rouge_l": 0.5, "base_rouge_l": 0.25, "judge_auc": 0.9, "judge_reliable": 1,
     "judge_auc_by_corruption": {"empty": 1.0, "changed_fact": 0.6}, "invalid_fraction": 0.0,
 }  # fmt: skip
@@ -28,6 +29,16 @@ def test_the_score_stands_beside_the_judges_auc() -> None:
     assert shown["Score"] == "40.0 (95% interval 30.0 to 50.0) of 100; base model 20.0; judge AUC 0.90"
     assert shown["Win rate"] == "0.75 against the base model"
     assert shown["Judge"] == "gpt; of corrupted answers it misses most often: changed fact (AUC 0.60)"
+
+
+def test_too_few_rows_are_said() -> None:
+    assert lines(rows=29)["Score"].endswith("; ONLY 29 ROWS, TOO FEW TO TELL")
+    assert "FEW" not in lines(rows=30)["Score"]
+
+
+def test_a_judge_that_misses_nothing() -> None:
+    shown = lines(judge_auc_by_corruption={"empty": 1.0, "changed_fact": 1.0})
+    assert shown["Judge"] == "gpt; of corrupted answers it misses most often: none"
 
 
 def test_a_judge_that_is_no_use_is_called_that() -> None:

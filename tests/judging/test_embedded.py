@@ -76,6 +76,15 @@ def test_likelihood_is_the_models_own(decided_llama: Path) -> None:
     assert len(set(found)) > 2
 
 
+def test_a_verdict_does_not_depend_on_what_else_is_judged(decided_llama: Path) -> None:
+    """Else the base model's answers would score otherwise in every experiment, and none could be compared."""
+    answers = [*ANSWERS, *(f"{answer} And more. " * 9 for answer in ANSWERS)]
+    whole = EmbeddedJudge(decided_llama).grade([ROW] * len(answers), answers)
+    alone = [EmbeddedJudge(decided_llama).grade([ROW], [answer])[0] for answer in answers]
+    for one, beside in zip(alone, whole, strict=True):
+        assert one.score == pytest.approx(beside.score, abs=1e-3)
+
+
 def test_nothing_has_no_likelihood(tiny_llama: Path) -> None:
     assert likelihoods([ROW, ROW], ["", " \n"], tiny_llama).tolist() == [0, 0]
 

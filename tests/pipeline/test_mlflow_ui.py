@@ -110,7 +110,7 @@ def test_runs_can_be_looked_at_and_compared(browser: webdriver.Chrome, address: 
     shows(browser, f"{view}=results", name_of(one), name_of(other), "best_validation_loss", "2 matching runs")
     shows(browser, f"{view}=curves&compareRunsMode=CHART", "Training", "validation_loss vs train_loss vs onset")
     shows(browser, runs, "Loss curves with the onset")
-    assert browser.find_element("link text", "Results by score").get_attribute("href") == f"{view}=results"  # type: ignore[no-untyped-call]
+    assert browser.find_element("link text", "Results by score").get_attribute("href") == f"{view}=results"
     page = f"{runs}/{other.info.run_id}"
     shows(browser, page, name_of(other), name_of(training), "judge.confidence", "Description", "test (", "git.commit")
     compared = f"[%22{one.info.run_id}%22,%22{other.info.run_id}%22]"

@@ -204,8 +204,14 @@ def test_the_table_ranks_by_score_and_shows_what_varies() -> None:
         experiment("none", 0.2, None),
         experiment("high", 0.3, 30.0, judge_reliable=0),
     ]
-    text = results_text(done, ["finetune.learning_rate", "finetune.method"])
+    nothing = Experiment("workspace", "", "success", {}, {}, None, None, None)
+    text = results_text(done, ["finetune.learning_rate", "finetune.method"], nothing)
     lines = text.splitlines()
+    assert lines[4] == ""
+    beside = results_text(done, ["finetune.learning_rate"], experiment("workspace", 0.2, 31.0))
+    assert beside.splitlines()[4].split() == [
+        "workspace", "0.2", "1.500", "1.25?", "3.00", "31.0", "[30.0,", "32.0]",
+    ]  # fmt: skip
     assert lines[0].split() == ["Experiment", "lr", "Validation", "loss", "Onset", "Trained", "Score"]
     assert lines[1].split() == ["1", "high", "0.3", "1.500", "1.25?", "3.00", "30.0", "[29.0,", "31.0]"]
     assert lines[2].split()[:2] == ["2", "low"]
