@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from stages.judging.corruption import INJECTION
 from stages.judging.embedded import SIGNALS, EmbeddedJudge, likelihoods, measure
 from stages.judging.responses import Response
 from stages.judging.verdicts import Usage
+from stages.model.checkpoint import load_model
 from stages.tokens.tokenizer import Tokenizer
 from tests.judging.making import make_response
 
@@ -44,7 +46,7 @@ def decided_llama(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture
 def single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some processors would compute in bfloat16, too coarse for comparing."""
+    """A GPU would compute in bfloat16, too coarse for comparing."""
     monkeypatch.setattr(embedded, "pick_dtype", lambda *_: torch.float32)
 
 
@@ -83,6 +85,18 @@ def test_a_verdict_does_not_depend_on_what_else_is_judged(decided_llama: Path) -
     alone = [EmbeddedJudge(decided_llama).grade([ROW], [answer])[0] for answer in answers]
     for one, beside in zip(alone, whole, strict=True):
         assert one.score == pytest.approx(beside.score, abs=1e-3)
+
+
+def test_likelihoods_on_a_cpu_are_computed_in_float32(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def loading(folder: Path, dtype: torch.dtype, *arguments: Any, **named: Any) -> Any:
+        seen.append(dtype)
+        return load_model(folder, dtype, *arguments, **named)
+
+    monkeypatch.setattr(embedded, "load_model", loading)
+    likelihoods([ROW], [ANSWERS[0]], tiny_llama)
+    assert seen == [torch.float32]
 
 
 def test_nothing_has_no_likelihood(tiny_llama: Path) -> None:
