@@ -152,7 +152,10 @@ def _fetch(revision: str, commit: str, path: str, to: Path) -> Path:
         return to
     reason = _reason(done)
     if "No storage files available" in reason:
-        raise AbsentError(f"{revision}: {path} is neither in DVC's cache nor in a remote; run `dvc fetch -A`")
+        raise AbsentError(
+            f"{revision}: {path} is neither in DVC's cache nor in a remote; who has it must push it "
+            "(`dvc push`, `dvc exp push`)"
+        )
     if f"['{path}']" in reason or "does not exist" in reason:
         raise AbsentError(f"{revision}: holds no {path}; it was not run, or before there was such a file")
     raise UserError(f"{revision}: {path}: cannot be fetched: {reason}")

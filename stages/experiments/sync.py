@@ -62,7 +62,8 @@ def sync(places: Iterable[str]) -> Iterator[tuple[str, str]]:
             except StoreError:
                 raise
             except UserError as error:
-                yield place, f"{SKIPPED}: {' '.join(str(error).split())}"
+                reason = " ".join(str(error).split()).removeprefix(f"{place}: ")
+                yield place, f"{SKIPPED}: {reason}"
 
 
 def _sync(store: Store, place: str, into: Path) -> bool:
