@@ -98,7 +98,7 @@ def test_a_revision_is_read_from_caches(project: Path) -> None:
     (model,) = models_of(uri(project))
     assert model.tags["weights.where"].endswith(judge.data.tags["git.commit"])
     refused = outcomes("HEAD")["HEAD"]
-    assert refused == "skipped: HEAD: not as in dvc.lock: judge.confidence; run `dvc repro`, or `dvc checkout`"
+    assert refused == "skipped: not as in dvc.lock: judge.confidence; run `dvc repro`, or `dvc checkout`"
 
 
 def test_files_of_two_experiments_make_no_row(project: Path) -> None:
