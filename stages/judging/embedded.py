@@ -14,8 +14,8 @@ from stages.model import attention
 from stages.model.checkpoint import load_model, pick_device, pick_dtype
 from stages.model.validation import label_losses
 from stages.pipeline.files import read_json
-from stages.tokens.arrays import collate
-from stages.tokens.labels import label
+from stages.tokens.arrays import ARRAYS, NO_EXAMPLE, TokenArrays, collate
+from stages.tokens.labels import IGNORE_INDEX, label
 from stages.tokens.packing import pack
 from stages.tokens.tokenizer import Tokenizer
 
@@ -120,15 +120,26 @@ def _mean_probabilities(examples_of: Sequence[Sequence[Segment]], folder: Path) 
     examples = label(examples_of, tokenizer, MAX_TOKENS)
     if len(examples.kept):
         device = pick_device()
-        # In bfloat16 the examples beside it in a batch move an answer's score by up to half a point of 100.
-        dtype = pick_dtype("fp32" if device.type == "cpu" else "auto", device)
-        model = load_model(folder, dtype, device, attention=attention.NAME)
+        model = load_model(folder, pick_dtype("auto", device), device, attention=attention.NAME)
         row_of = pack(examples.lengths, MAX_TOKENS)
         ids = [str(at) for at in examples.kept]
         arrays = collate(examples, row_of, ids, end_of_text=tokenizer.end_of_text, mask_instruction=True)
         with torch.no_grad():
-            probabilities[examples.kept] = np.exp(-label_losses(model, arrays, device))
+            probabilities[examples.kept] = np.exp(-label_losses(model, _of_one_width(arrays), device))
     return probabilities
+
+
+def _of_one_width(arrays: TokenArrays) -> TokenArrays:
+    """Rows of MAX_TOKENS, filled up by an example without labels.
+
+    How a product in bfloat16 is rounded depends on the number of tokens: in rows of other widths an answer's score
+    would depend, by up to half a point, on what is judged beside it, and so differ from experiment to experiment.
+    """
+    fillers = {"labels": IGNORE_INDEX, "example": NO_EXAMPLE}
+    room = ((0, 0), (0, MAX_TOKENS - arrays.input_ids.shape[1]))
+    wide = {name: np.pad(getattr(arrays, name), room, constant_values=fillers.get(name, 0)) for name in ARRAYS}
+    wide["example"][wide["example"] == NO_EXAMPLE] = len(arrays.ids)
+    return TokenArrays(**wide, ids=arrays.ids)
 
 
 def _restated(row: Response, answer: str) -> list[Segment]:
