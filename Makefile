@@ -9,11 +9,14 @@
 
 SHELL := bash
 .DELETE_ON_ERROR:
-.PHONY: setup repro test types tests chat report sweep ui bench lock
+.PHONY: help setup repro test types tests chat report sweep ui bench lock
 BIN := .venv/bin
 # Stages are started as `python`: the environment's must come first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
 
 setup: .venv/installed
 
@@ -24,7 +27,7 @@ setup: .venv/installed
 	touch $@
 
 repro: setup
-	@git rev-parse --git-dir > /dev/null 2>&1 || { git init -q && echo "No Git repository here: made one, since DVC needs it"; }
+	@git rev-parse --git-dir > /dev/null 2>&1 || { git init -q && echo "No Git repository here: made one, since DVC needs it; commit before you run experiments"; }
 	dvc repro
 	@python -m stages.experiment summary
 
