@@ -53,8 +53,8 @@ class StoreError(UserError):
 class Store:
     """MLflow's client and the experiment that ours are in."""
 
-    def __init__(self, client: Any, experiment_id: str, root: Path) -> None:
-        self.client, self.experiment_id, self._root = client, experiment_id, root
+    def __init__(self, client: Any, experiment_id: str, lock: Path) -> None:
+        self.client, self.experiment_id, self._lock = client, experiment_id, lock
 
     def search(self, tags: Mapping[str, str]) -> list[Any]:
         """Runs with these tags, the latest first."""
@@ -66,8 +66,8 @@ class Store:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Processes of this repository one at a time: two that look for a run and find none would make two."""
-        with one_at_a_time(self._root):
+        """Processes that share the lock one at a time: two that look for a run and find none would make two."""
+        with one_at_a_time(self._lock):
             yield
 
     def new_run(self, name: str, tags: Mapping[str, str]) -> str:
@@ -128,10 +128,10 @@ def _some(values: list[Any], at_once: int) -> Iterator[list[Any]]:
 
 
 @contextmanager
-def one_at_a_time(root: Path) -> Iterator[None]:
+def one_at_a_time(lock: Path) -> Iterator[None]:
     """Processes that make the schema of a new SQLite file together break it."""
-    with (root / "mlflow.db.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
@@ -146,7 +146,17 @@ def store_uri() -> str:
 def store_exists() -> bool:
     """False: it would have to be made."""
     uri = store_uri()
-    return not uri.startswith(SQLITE) or Path(unquote(uri.removeprefix(SQLITE))).is_file()
+    return not uri.startswith(SQLITE) or _sqlite_file(uri).is_file()
+
+
+def _sqlite_file(uri: str) -> Path:
+    return Path(unquote(uri.removeprefix(SQLITE).partition("?")[0]))
+
+
+def _lock(uri: str, root: Path) -> Path:
+    """Beside an SQLite file, which several clones may use; of a server, in the repository's folder."""
+    file = _sqlite_file(uri) if uri.startswith(SQLITE) else root / "mlflow.db"
+    return file.with_name(f"{file.name}.lock")
 
 
 def open_store() -> Store:
@@ -159,11 +169,12 @@ def open_store() -> Store:
         logging.getLogger(logger).setLevel(logging.ERROR)
     uri, root = store_uri(), dvc_root()
     mlflow.set_tracking_uri(uri)
-    with one_at_a_time(root) if uri.startswith(SQLITE) else nullcontext():  # else one that hangs holds up all
+    lock = _lock(uri, root)
+    with one_at_a_time(lock) if uri.startswith(SQLITE) else nullcontext():  # else one that hangs holds up all
         client = mlflow.MlflowClient(uri)
         found = client.get_experiment_by_name(EXPERIMENT) or _make_experiment(client, uri, root)
         offer_views(client, found.experiment_id, found.tags)
-        return Store(client, found.experiment_id, root)
+        return Store(client, found.experiment_id, lock)
 
 
 def _make_experiment(client: Any, uri: str, root: Path) -> Any:

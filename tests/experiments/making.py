@@ -57,7 +57,7 @@ def make_experiment(
 
 def run(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     """`python -m stages.experiment ...` in a folder, as a user starts it."""
-    env = {key: value for key, value in os.environ.items() if not key.startswith("DVC_")}
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_TRACKING", "DVC_"))}
     return subprocess.run(
         [sys.executable, "-m", "stages.experiment", *map(str, arguments)],
         cwd=folder,

@@ -34,15 +34,10 @@ from stages.tokens.labels import label
 from stages.tokens.packing import pack
 from stages.tokens.tokenizer import Tokenizer
 from tests.conftest import ROOT
+from tests.pipeline.forks import FORKS, WAIT
 from tests.tokens.making import shipped_rows
 
 CHATML = TEMPLATES["chatml"]
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload([__name__, "pytest"])
-
-WAIT = 120
-"""Seconds after which a test gives up; nothing takes nearly as long."""
-
 SETTINGS: dict[str, Any] = {
     "learning_rate": 1e-2,
     "epochs": 2,

@@ -15,6 +15,7 @@ from stages.instructions.templates import TEMPLATES
 from stages.judging.responses import Response, write_responses
 from stages.pipeline.files import write_json
 from tests.conftest import ROOT
+from tests.pipeline.forks import run_module
 from tests.pipeline.stores import make_store
 
 CHATML = TEMPLATES["chatml"]
@@ -54,13 +55,15 @@ class Project:
     def write_responses(self, rows: list[Response]) -> None:
         write_responses(self.folder / "data/responses.parquet", rows, {})
 
-    def start(self, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
+    def _environment(self, more: dict[str, str]) -> dict[str, str]:
         env = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_TRACKING", "DVC_"))}
-        env |= {"PYTHONPATH": str(ROOT), "DVC_ROOT": str(self.folder), "OMP_NUM_THREADS": "1"} | environment
+        return env | {"PYTHONPATH": str(ROOT), "DVC_ROOT": str(self.folder), "OMP_NUM_THREADS": "1"} | more
+
+    def start(self, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(
             [sys.executable, "-m", *arguments],
             cwd=self.folder,
-            env=env,
+            env=self._environment(environment),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -68,10 +71,9 @@ class Project:
         )
 
     def run(self, *arguments: str, given: str = "", code: int = 0, **environment: str) -> tuple[str, str]:
-        with self.start(*arguments, **environment) as process:
-            out, err = process.communicate(given, timeout=120)
-        assert process.returncode == code, err
-        return out, err
+        done = run_module(self.folder, *arguments, environment=self._environment(environment), given=given)
+        assert done.returncode == code, done.stderr
+        return done.stdout, done.stderr
 
     def fails(self, *arguments: str, **environment: str) -> str:
         """The one line of an error; nothing was written."""

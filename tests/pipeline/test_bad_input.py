@@ -7,7 +7,6 @@ import inspect
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from stages.instructions.instruction import Instruction
 from stages.instructions.prompts import TemplateMark, make_prompt, read_prompts, write_prompts
 from stages.instructions.templates import TEMPLATES
 from tests.conftest import ROOT, make_tokenizer
+from tests.pipeline.forks import run_module
 
 PROGRESS = ("base-model: ", "format: ", "split: ", "tokenize-and-collate: ", "finetune: ", "generate: ", "judge: ")
 CHATML = TEMPLATES["chatml"]
@@ -74,14 +74,8 @@ class Project:
         parameters = inspect.signature(importlib.import_module(f"stages.{stage}").main).parameters
         paths = {name: p.default for name, p in parameters.items() if isinstance(p.default, Path)}
         options = [text for name, path in paths.items() for text in (f"--{name.replace('_', '-')}", self.folder / path)]
-        return subprocess.run(
-            [sys.executable, "-m", f"stages.{stage}", *options],
-            cwd=self.folder,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "PIP_NO_INDEX": "1"},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "PIP_NO_INDEX": "1"}
+        return run_module(self.folder, f"stages.{stage}", *map(str, options), environment=environment)
 
     def succeeds(self, stage: str) -> list[str]:
         """Start a stage, and return what it says, line by line."""

@@ -22,10 +22,10 @@ import yaml
 from mlflow.entities import Run
 
 from stages.pipeline.tracking_store import EXPERIMENT
+from tests.pipeline.forks import WAIT
 from tests.pipeline.killing import (
     OUTPUTS,
     SETTINGS,
-    WAIT,
     Hook,
     Training,
     before,

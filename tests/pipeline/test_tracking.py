@@ -178,6 +178,7 @@ def test_two_roots_with_one_store_have_a_run_each(make_root: Callable[[str], Roo
         run.log_losses(row(5))
     assert [(run.info.status, len(one.points(run))) for run in one.runs] == [("KILLED", 1), ("FINISHED", 2)]
     assert two.runs == []
+    assert [(root.folder / "mlflow.db.lock").exists() for root in (one, two)] == [True, False], "not one at a time"
 
 
 def test_of_several_processes_one_has_the_run(root: Root) -> None:
