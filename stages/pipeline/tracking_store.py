@@ -130,6 +130,7 @@ def _some(values: list[Any], at_once: int) -> Iterator[list[Any]]:
 @contextmanager
 def one_at_a_time(lock: Path) -> Iterator[None]:
     """Processes that make the schema of a new SQLite file together break it."""
+    lock.parent.mkdir(parents=True, exist_ok=True)  # as MLflow does for the store
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

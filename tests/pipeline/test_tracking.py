@@ -181,6 +181,11 @@ def test_two_roots_with_one_store_have_a_run_each(make_root: Callable[[str], Roo
     assert [(root.folder / "mlflow.db.lock").exists() for root in (one, two)] == [True, False], "not one at a time"
 
 
+def test_a_store_in_a_folder_that_is_not_there_is_made(root: Root) -> None:
+    stop_after(root.run(uri=f"sqlite:///{root.folder}/new/of%20all/runs.db"), 0)
+    assert sorted(path.name for path in (root.folder / "new/of all").iterdir()) == ["runs.db", "runs.db.lock"]
+
+
 def test_of_several_processes_one_has_the_run(root: Root) -> None:
     with root.run(quiet=True) as run:
         run.log_losses(row(0))
